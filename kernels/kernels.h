@@ -1,0 +1,95 @@
+/* Arithmetic on vectors: distances, code dots, rotation, selection. One table of functions for each
+ * instruction set; nothing here allocates, fails, or keeps state. Uses nothing of ours.
+ *
+ * Same answers everywhere: the integer kernels are exact; the float kernels add in one fixed order
+ * (16 lanes, lane i takes elements i, i + 16, ..., lanes are then added in halves: 8, 4, 2, 1) and
+ * never fuse a multiply with an add, so that every set returns the same bits as the scalar one.
+ * Error of dot_f32 and l2sq_f32 against the real sum s: at most (n / 16 + 8) x 2^-24 x sum of
+ * |terms|. Any length (0 gives 0) and any alignment, unless a function says otherwise. Thread: any.
+ */
+#ifndef SK_KERNELS_H
+#define SK_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum sk_metric { SK_METRIC_L2 = 1, SK_METRIC_IP = 2, SK_METRIC_COSINE = 3 };
+
+struct sk_kernels {
+    const char *isa; /* "scalar", "avx2", "neon" */
+    float (*dot_f32)(const float *a, const float *b, size_t n);
+    float (*l2sq_f32)(const float *a, const float *b, size_t n); /* squared Euclidean */
+    /* -128 must not occur in a or b. n at most 65,536. */
+    int32_t (*dot_s8)(const int8_t *a, const int8_t *b, size_t n);
+    int32_t (*l2sq_s8)(const int8_t *a, const int8_t *b, size_t n);
+    /* wide query against byte codes: |a| at most 4,095, n at most 4,096 x 1, else use shorter runs
+     */
+    int32_t (*dot_s16_s8)(const int16_t *a, const int8_t *b, size_t n);
+    /* 4-bit codes: block b of 64 dimensions is 32 bytes, byte j holds dimension 64b + j in its low
+     * and 64b + 32 + j in its high nibble, values 0..15. n is a multiple of 64. -128 must not occur
+     * in b. */
+    int32_t (*dot_u4_s8)(const uint8_t *codes, const int8_t *b, size_t n);
+    /* In-place fast Hadamard transform without scaling; n is a power of two. */
+    void (*fht_f32)(float *x, size_t n);
+    float (*max_abs_f32)(const float *x, size_t n); /* 0 for n = 0 */
+    /* out[i] = clamp(round half to even(x[i] * scale), -limit, limit); limit 1..127 */
+    void (*quantise_s8)(const float *x, size_t n, float scale, int limit, int8_t *out);
+    /* out codes (layout of dot_u4_s8) = clamp(round(x[i] * scale + 7.5), 0, 15); n a multiple of 64
+     */
+    void (*quantise_u4)(const float *x, size_t n, float scale, uint8_t *codes);
+};
+
+/* The set for this processor, or the one named: NULL or "auto", "scalar", "avx2", "neon". NULL is
+ * returned for a name that is unknown or that this processor cannot run. */
+const struct sk_kernels *sk_kernels_get(const char *isa);
+/* The names that sk_kernels_get takes here, best first, the last is "scalar"; NULL past the end. */
+const char *sk_kernels_name(unsigned at);
+
+bool sk_vector_is_finite(const float *x, size_t n); /* no NaN, no infinity */
+
+/* The score that users see, the same on every machine: summed in double precision in index order,
+ * rounded to float once. l2: the Euclidean distance (smaller is better); ip: the inner product;
+ * cosine: of the raw vectors, 0 when one of them is all zeros, clamped to -1..1. */
+float sk_score_exact(enum sk_metric metric, const float *a, const float *b, size_t dim);
+/* True when score a ranks before score b (l2: smaller; ip, cosine: larger). */
+bool sk_score_is_better(enum sk_metric metric, float a, float b);
+
+/* Makes keys[0..k) the k smallest of keys[0..count), in rising order. O(count + k log k). */
+void sk_select_smallest(uint64_t *keys, size_t count, size_t k);
+
+/* A float as an integer that sorts alike (no NaN), and back. For keys: (ordered << 32) | row. */
+static inline uint32_t sk_float_ordered(float x)
+{
+    union {
+        float f;
+        uint32_t u;
+    } bits = {x};
+    return (bits.u & 0x80000000U) != 0 ? ~bits.u : bits.u | 0x80000000U;
+}
+
+static inline float sk_float_from_ordered(uint32_t ordered)
+{
+    union {
+        uint32_t u;
+        float f;
+    } bits = {(ordered & 0x80000000U) != 0 ? ordered & 0x7FFFFFFFU : ~ordered};
+    return bits.f;
+}
+
+/* An orthogonal map of `padded` dimensions made from a seed: rounds of random signs, fast Hadamard
+ * transforms on overlapping powers of two and a pairing of halves, scaled to keep lengths. */
+enum { SK_ROTATION_ALIGN = 64 };
+struct sk_rotation {
+    uint32_t padded; /* multiple of 64 */
+    uint32_t power;  /* largest power of two that is at most padded */
+    uint32_t round_count;
+    const uint32_t *sign_bits; /* round_count x padded / 32 words; borrowed */
+};
+enum { SK_ROTATION_ROUNDS_MAX = 4 };
+uint32_t sk_rotation_padded(uint32_t dim); /* dim up to the next multiple of 64 */
+/* words must have SK_ROTATION_ROUNDS_MAX * padded / 32 elements and outlive the rotation. */
+void sk_rotation_init(struct sk_rotation *self, uint32_t padded, uint64_t seed, uint32_t *words);
+void sk_rotation_apply(const struct sk_rotation *self, const struct sk_kernels *kernels, float *x);
+
+#endif
