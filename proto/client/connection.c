@@ -32,7 +32,11 @@ enum {
     GRACE_US = 150 * 1000, /* the node ends a request at its deadline with better words than ours */
     NO_COPY_BYTES = 16 * 1024,
     REFUSED_PAUSE_US = 500 * 1000, /* between handshakes with a node that refused the last one */
-    HANDSHAKE_ENDS_MAX = 2,        /* handshakes cut short before it is called a refusal */
+    /* Not the tries to connect: while a node is away they would pile up in an idle handle. */
+    MONITORED_EVENTS = ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH |
+                       ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
+                       ZMQ_EVENT_DISCONNECTED,
+    HANDSHAKE_ENDS_MAX = 2, /* handshakes cut short before it is called a refusal */
 };
 
 struct waiter {
@@ -280,12 +284,12 @@ static int get_fd(void *socket)
 
 static void close_socket(struct skerry *self)
 {
+    if (self->socket != NULL)
+        zmq_socket_monitor(self->socket, NULL, 0); /* sends to our end: that must be there still */
     if (self->monitor != NULL)
         zmq_close(self->monitor);
-    if (self->socket != NULL) {
-        zmq_socket_monitor(self->socket, NULL, 0);
+    if (self->socket != NULL)
         zmq_close(self->socket);
-    }
     self->monitor = self->socket = NULL;
     self->socket_fd = self->monitor_fd = -1;
     self->is_connected = false;
@@ -328,10 +332,13 @@ static enum skerry_code open_socket(struct skerry *self, struct skerry_error *er
         set_int(self->socket, ZMQ_HEARTBEAT_TIMEOUT, 20000);
     }
     enum skerry_code code = set_keys(self, error);
-    if (code == SKERRY_OK && zmq_socket_monitor(self->socket, monitor_name, ZMQ_EVENT_ALL) != 0)
+    if (code == SKERRY_OK && zmq_socket_monitor(self->socket, monitor_name, MONITORED_EVENTS) != 0)
         code = sk_client_fail(error, SKERRY_INTERNAL, "no monitor: %s", zmq_strerror(errno));
     if (code == SKERRY_OK) {
         self->monitor = zmq_socket(self->context, ZMQ_PAIR);
+        if (self->monitor != NULL)
+            set_int(self->monitor, ZMQ_RCVHWM,
+                    0); /* an event that does not fit would stop libzmq */
         if (self->monitor == NULL || zmq_connect(self->monitor, monitor_name) != 0)
             code = sk_client_fail(error, SKERRY_INTERNAL, "no monitor: %s", zmq_strerror(errno));
     }
