@@ -20,10 +20,13 @@ struct sk_kernels {
     const char *isa; /* "scalar", "avx2", "neon" */
     float (*dot_f32)(const float *a, const float *b, size_t n);
     float (*l2sq_f32)(const float *a, const float *b, size_t n); /* squared Euclidean */
+    /* In double precision, 8 lanes (lane i takes elements i, i + 8, ...), added in halves. */
+    double (*dot_f64)(const float *a, const float *b, size_t n);
+    double (*l2sq_f64)(const float *a, const float *b, size_t n);
     /* -128 must not occur in a or b. n at most 65,536. */
     int32_t (*dot_s8)(const int8_t *a, const int8_t *b, size_t n);
     int32_t (*l2sq_s8)(const int8_t *a, const int8_t *b, size_t n);
-    /* wide query against byte codes: |a| at most 4,095, n at most 4,096 x 1, else use shorter runs
+    /* wide query against byte codes: |a| at most 4,095 and n at most 4,096
      */
     int32_t (*dot_s16_s8)(const int16_t *a, const int8_t *b, size_t n);
     /* 4-bit codes: block b of 64 dimensions is 32 bytes, byte j holds dimension 64b + j in its low
@@ -33,6 +36,9 @@ struct sk_kernels {
     /* In-place fast Hadamard transform without scaling; n is a power of two. */
     void (*fht_f32)(float *x, size_t n);
     float (*max_abs_f32)(const float *x, size_t n); /* 0 for n = 0 */
+    void (*scale_f32)(float *x, float factor, size_t n);
+    /* x[i] changes its sign where bit i % 32 of bits[i / 32] is set; n a multiple of 32 */
+    void (*flip_signs_f32)(float *x, const uint32_t *bits, size_t n);
     /* out[i] = clamp(round half to even(x[i] * scale), -limit, limit); limit 1..127 */
     void (*quantise_s8)(const float *x, size_t n, float scale, int limit, int8_t *out);
     /* out codes (layout of dot_u4_s8) = clamp(round(x[i] * scale + 7.5), 0, 15); n a multiple of 64
@@ -48,9 +54,9 @@ const char *sk_kernels_name(unsigned at);
 
 bool sk_vector_is_finite(const float *x, size_t n); /* no NaN, no infinity */
 
-/* The score that users see, the same on every machine: summed in double precision in index order,
- * rounded to float once. l2: the Euclidean distance (smaller is better); ip: the inner product;
- * cosine: of the raw vectors, 0 when one of them is all zeros, clamped to -1..1. */
+/* The score that users see, the same on every machine: summed in double precision in one order
+ * (see dot_f64), rounded to float once. l2: the Euclidean distance (smaller is better); ip: the
+ * inner product; cosine: of the raw vectors, 0 when one of them is all zeros, clamped to -1..1. */
 float sk_score_exact(enum sk_metric metric, const float *a, const float *b, size_t dim);
 /* True when score a ranks before score b (l2: smaller; ip, cosine: larger). */
 bool sk_score_is_better(enum sk_metric metric, float a, float b);

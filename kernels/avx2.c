@@ -1,0 +1,346 @@
+/* AVX2 for x86-64. Multiply and add stay apart (no FMA) so that the float results are those of
+ * scalar.c. */
+#include "kernels/set.h"
+
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+static float reduce(__m256 low, __m256 high)
+{
+    __m256 sum8 = _mm256_add_ps(low, high);
+    __m128 sum4 = _mm_add_ps(_mm256_castps256_ps128(sum8), _mm256_extractf128_ps(sum8, 1));
+    __m128 sum2 = _mm_add_ps(sum4, _mm_movehl_ps(sum4, sum4));
+    return _mm_cvtss_f32(_mm_add_ss(sum2, _mm_shuffle_ps(sum2, sum2, 1)));
+}
+
+static int32_t reduce_s32(__m256i sum8)
+{
+    __m128i sum4 = _mm_add_epi32(_mm256_castsi256_si128(sum8), _mm256_extracti128_si256(sum8, 1));
+    __m128i sum2 = _mm_add_epi32(sum4, _mm_shuffle_epi32(sum4, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(sum2, _mm_shuffle_epi32(sum2, 0xB1)));
+}
+
+static __m256i load(const void *bytes)
+{
+    __m256i value;
+    memcpy(&value, bytes, sizeof value);
+    return value;
+}
+
+static __m128i load_half(const void *bytes)
+{
+    __m128i value;
+    memcpy(&value, bytes, sizeof value);
+    return value;
+}
+
+static float dot_f32(const float *a, const float *b, size_t n)
+{
+    __m256 low = _mm256_setzero_ps(), high = _mm256_setzero_ps();
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        low = _mm256_add_ps(low, _mm256_mul_ps(_mm256_loadu_ps(a + i), _mm256_loadu_ps(b + i)));
+        high = _mm256_add_ps(high,
+                             _mm256_mul_ps(_mm256_loadu_ps(a + i + 8), _mm256_loadu_ps(b + i + 8)));
+    }
+    if (i < n) {
+        float rest_a[16] = {0}, rest_b[16] = {0};
+        memcpy(rest_a, a + i, (n - i) * sizeof *a);
+        memcpy(rest_b, b + i, (n - i) * sizeof *b);
+        low = _mm256_add_ps(low, _mm256_mul_ps(_mm256_loadu_ps(rest_a), _mm256_loadu_ps(rest_b)));
+        high = _mm256_add_ps(
+            high, _mm256_mul_ps(_mm256_loadu_ps(rest_a + 8), _mm256_loadu_ps(rest_b + 8)));
+    }
+    return reduce(low, high);
+}
+
+static float l2sq_f32(const float *a, const float *b, size_t n)
+{
+    __m256 low = _mm256_setzero_ps(), high = _mm256_setzero_ps();
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        __m256 d0 = _mm256_sub_ps(_mm256_loadu_ps(a + i), _mm256_loadu_ps(b + i));
+        __m256 d1 = _mm256_sub_ps(_mm256_loadu_ps(a + i + 8), _mm256_loadu_ps(b + i + 8));
+        low = _mm256_add_ps(low, _mm256_mul_ps(d0, d0));
+        high = _mm256_add_ps(high, _mm256_mul_ps(d1, d1));
+    }
+    if (i < n) {
+        float rest_a[16] = {0}, rest_b[16] = {0};
+        memcpy(rest_a, a + i, (n - i) * sizeof *a);
+        memcpy(rest_b, b + i, (n - i) * sizeof *b);
+        __m256 d0 = _mm256_sub_ps(_mm256_loadu_ps(rest_a), _mm256_loadu_ps(rest_b));
+        __m256 d1 = _mm256_sub_ps(_mm256_loadu_ps(rest_a + 8), _mm256_loadu_ps(rest_b + 8));
+        low = _mm256_add_ps(low, _mm256_mul_ps(d0, d0));
+        high = _mm256_add_ps(high, _mm256_mul_ps(d1, d1));
+    }
+    return reduce(low, high);
+}
+
+static double reduce_f64(__m256d low, __m256d high)
+{
+    __m256d sum4 = _mm256_add_pd(low, high);
+    __m128d sum2 = _mm_add_pd(_mm256_castpd256_pd128(sum4), _mm256_extractf128_pd(sum4, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(sum2, _mm_unpackhi_pd(sum2, sum2)));
+}
+
+static __m256d load_f64(const float *x)
+{
+    return _mm256_cvtps_pd(_mm_loadu_ps(x));
+}
+
+static double dot_f64(const float *a, const float *b, size_t n)
+{
+    __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
+    for (size_t i = 0; i < n; i += 8) {
+        float rest_a[8] = {0}, rest_b[8] = {0};
+        const float *at_a = a + i, *at_b = b + i;
+        if (n - i < 8) {
+            memcpy(rest_a, at_a, (n - i) * sizeof *a);
+            memcpy(rest_b, at_b, (n - i) * sizeof *b);
+            at_a = rest_a;
+            at_b = rest_b;
+        }
+        low = _mm256_add_pd(low, _mm256_mul_pd(load_f64(at_a), load_f64(at_b)));
+        high = _mm256_add_pd(high, _mm256_mul_pd(load_f64(at_a + 4), load_f64(at_b + 4)));
+    }
+    return reduce_f64(low, high);
+}
+
+static double l2sq_f64(const float *a, const float *b, size_t n)
+{
+    __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
+    for (size_t i = 0; i < n; i += 8) {
+        float rest_a[8] = {0}, rest_b[8] = {0};
+        const float *at_a = a + i, *at_b = b + i;
+        if (n - i < 8) {
+            memcpy(rest_a, at_a, (n - i) * sizeof *a);
+            memcpy(rest_b, at_b, (n - i) * sizeof *b);
+            at_a = rest_a;
+            at_b = rest_b;
+        }
+        __m256d d0 = _mm256_sub_pd(load_f64(at_a), load_f64(at_b));
+        __m256d d1 = _mm256_sub_pd(load_f64(at_a + 4), load_f64(at_b + 4));
+        low = _mm256_add_pd(low, _mm256_mul_pd(d0, d0));
+        high = _mm256_add_pd(high, _mm256_mul_pd(d1, d1));
+    }
+    return reduce_f64(low, high);
+}
+
+/* |a| x (b with the sign of a): at most 2 x 127 x 127 in an int16 lane, so maddubs cannot saturate.
+ */
+static __m256i dot_s8_step(__m256i sum, __m256i a, __m256i b)
+{
+    __m256i products = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
+}
+
+static int32_t dot_s8(const int8_t *a, const int8_t *b, size_t n)
+{
+    __m256i sum0 = _mm256_setzero_si256(), sum1 = _mm256_setzero_si256();
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        sum0 = dot_s8_step(sum0, load(a + i), load(b + i));
+        sum1 = dot_s8_step(sum1, load(a + i + 32), load(b + i + 32));
+    }
+    for (; i < n; i += 32) {
+        int8_t rest_a[32] = {0}, rest_b[32] = {0};
+        size_t count = n - i < 32 ? n - i : 32;
+        memcpy(rest_a, a + i, count);
+        memcpy(rest_b, b + i, count);
+        sum0 = dot_s8_step(sum0, load(rest_a), load(rest_b));
+    }
+    return reduce_s32(_mm256_add_epi32(sum0, sum1));
+}
+
+static int32_t l2sq_s8(const int8_t *a, const int8_t *b, size_t n)
+{
+    __m256i sum = _mm256_setzero_si256();
+    for (size_t i = 0; i < n; i += 16) {
+        int8_t rest_a[16] = {0}, rest_b[16] = {0};
+        const int8_t *at_a = a + i, *at_b = b + i;
+        if (n - i < 16) {
+            memcpy(rest_a, at_a, n - i);
+            memcpy(rest_b, at_b, n - i);
+            at_a = rest_a;
+            at_b = rest_b;
+        }
+        __m256i difference = _mm256_sub_epi16(_mm256_cvtepi8_epi16(load_half(at_a)),
+                                              _mm256_cvtepi8_epi16(load_half(at_b)));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(difference, difference));
+    }
+    return reduce_s32(sum);
+}
+
+static int32_t dot_s16_s8(const int16_t *a, const int8_t *b, size_t n)
+{
+    __m256i sum0 = _mm256_setzero_si256(), sum1 = _mm256_setzero_si256();
+    size_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        sum0 = _mm256_add_epi32(
+            sum0, _mm256_madd_epi16(load(a + i), _mm256_cvtepi8_epi16(load_half(b + i))));
+        sum1 = _mm256_add_epi32(
+            sum1, _mm256_madd_epi16(load(a + i + 16), _mm256_cvtepi8_epi16(load_half(b + i + 16))));
+    }
+    for (; i < n; i += 16) {
+        int16_t rest_a[16] = {0};
+        int8_t rest_b[16] = {0};
+        size_t count = n - i < 16 ? n - i : 16;
+        memcpy(rest_a, a + i, count * sizeof *a);
+        memcpy(rest_b, b + i, count);
+        sum0 = _mm256_add_epi32(
+            sum0, _mm256_madd_epi16(load(rest_a), _mm256_cvtepi8_epi16(load_half(rest_b))));
+    }
+    return reduce_s32(_mm256_add_epi32(sum0, sum1));
+}
+
+/* An int16 lane holds 8 sums of two products u4 x s8 (8 x 2 x 15 x 127 = 30,480): widen every 4
+ * blocks. */
+static int32_t dot_u4_s8(const uint8_t *codes, const int8_t *b, size_t n)
+{
+    const __m256i nibble = _mm256_set1_epi8(15), one = _mm256_set1_epi16(1);
+    __m256i sum = _mm256_setzero_si256();
+    while (n > 0) {
+        __m256i narrow0 = _mm256_setzero_si256(), narrow1 = _mm256_setzero_si256();
+        size_t run = n < 256 ? n : 256;
+        for (size_t i = 0; i < run; i += 64) {
+            __m256i pairs = load(codes + i / 2);
+            __m256i low = _mm256_and_si256(pairs, nibble);
+            __m256i high = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), nibble);
+            narrow0 = _mm256_add_epi16(narrow0, _mm256_maddubs_epi16(low, load(b + i)));
+            narrow1 = _mm256_add_epi16(narrow1, _mm256_maddubs_epi16(high, load(b + i + 32)));
+        }
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_add_epi16(narrow0, narrow1), one));
+        codes += run / 2;
+        b += run;
+        n -= run;
+    }
+    return reduce_s32(sum);
+}
+
+/* Distances 1, 2 and 4 inside one register. */
+static __m256 fht8(__m256 x)
+{
+    __m256 other = _mm256_permute_ps(x, 0xB1);
+    x = _mm256_blend_ps(_mm256_add_ps(x, other), _mm256_sub_ps(other, x), 0xAA);
+    other = _mm256_permute_ps(x, 0x4E);
+    x = _mm256_blend_ps(_mm256_add_ps(x, other), _mm256_sub_ps(other, x), 0xCC);
+    other = _mm256_permute2f128_ps(x, x, 1);
+    return _mm256_blend_ps(_mm256_add_ps(x, other), _mm256_sub_ps(other, x), 0xF0);
+}
+
+static void fht_f32(float *x, size_t n)
+{
+    if (n < 8) {
+        sk_kernels_scalar.fht_f32(x, n);
+        return;
+    }
+    for (size_t i = 0; i < n; i += 8)
+        _mm256_storeu_ps(x + i, fht8(_mm256_loadu_ps(x + i)));
+    for (size_t h = 8; h < n; h *= 2)
+        for (size_t block = 0; block < n; block += 2 * h)
+            for (size_t i = block; i < block + h; i += 8) {
+                __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + i + h);
+                _mm256_storeu_ps(x + i, _mm256_add_ps(a, b));
+                _mm256_storeu_ps(x + i + h, _mm256_sub_ps(a, b));
+            }
+}
+
+static float max_abs_f32(const float *x, size_t n)
+{
+    const __m256 sign = _mm256_set1_ps(-0.0F);
+    __m256 max8 = _mm256_setzero_ps();
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        max8 = _mm256_max_ps(max8, _mm256_andnot_ps(sign, _mm256_loadu_ps(x + i)));
+    float lanes[8], max = 0;
+    _mm256_storeu_ps(lanes, max8);
+    for (size_t lane = 0; lane < 8; lane++)
+        if (lanes[lane] > max)
+            max = lanes[lane];
+    for (; i < n; i++)
+        if (fabsf(x[i]) > max)
+            max = fabsf(x[i]);
+    return max;
+}
+
+static void scale_f32(float *x, float factor, size_t n)
+{
+    __m256 factor8 = _mm256_set1_ps(factor);
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(x + i, _mm256_mul_ps(_mm256_loadu_ps(x + i), factor8));
+    for (; i < n; i++)
+        x[i] *= factor;
+}
+
+static void flip_signs_f32(float *x, const uint32_t *bits, size_t n)
+{
+    const __m256i lane_bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    for (size_t i = 0; i < n; i += 8) {
+        __m256i byte8 = _mm256_set1_epi32((int)(bits[i / 32] >> i % 32 & 255));
+        __m256i is_set = _mm256_cmpeq_epi32(_mm256_and_si256(byte8, lane_bit), lane_bit);
+        __m256 sign = _mm256_castsi256_ps(_mm256_slli_epi32(is_set, 31));
+        _mm256_storeu_ps(x + i, _mm256_xor_ps(_mm256_loadu_ps(x + i), sign));
+    }
+}
+
+static __m256i quantise8(const float *x, __m256 scale, __m256 shift, __m256 low, __m256 high)
+{
+    __m256 scaled = _mm256_add_ps(_mm256_mul_ps(_mm256_loadu_ps(x), scale), shift);
+    return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(scaled, low), high));
+}
+
+/* 32 floats to 32 bytes in order; values fit int8. */
+static __m256i quantise32(const float *x, __m256 scale, __m256 shift, __m256 low, __m256 high)
+{
+    __m256i a = _mm256_packs_epi32(quantise8(x, scale, shift, low, high),
+                                   quantise8(x + 8, scale, shift, low, high));
+    __m256i b = _mm256_packs_epi32(quantise8(x + 16, scale, shift, low, high),
+                                   quantise8(x + 24, scale, shift, low, high));
+    return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b),
+                                       _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+static void quantise_s8(const float *x, size_t n, float scale, int limit, int8_t *out)
+{
+    __m256 scale8 = _mm256_set1_ps(scale), high = _mm256_set1_ps((float)limit),
+           low = _mm256_set1_ps((float)-limit);
+    size_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        __m256i bytes = quantise32(x + i, scale8, _mm256_setzero_ps(), low, high);
+        memcpy(out + i, &bytes, sizeof bytes);
+    }
+    if (i < n)
+        sk_kernels_scalar.quantise_s8(x + i, n - i, scale, limit, out + i);
+}
+
+static void quantise_u4(const float *x, size_t n, float scale, uint8_t *codes)
+{
+    __m256 scale8 = _mm256_set1_ps(scale), shift = _mm256_set1_ps(7.5F), high = _mm256_set1_ps(15),
+           low = _mm256_setzero_ps();
+    for (size_t i = 0; i < n; i += 64) {
+        __m256i first = quantise32(x + i, scale8, shift, low, high);
+        __m256i second = quantise32(x + i + 32, scale8, shift, low, high);
+        __m256i pairs = _mm256_or_si256(first, _mm256_slli_epi16(second, 4));
+        memcpy(codes + i / 2, &pairs, sizeof pairs);
+    }
+}
+
+const struct sk_kernels sk_kernels_avx2 = {
+    .isa = "avx2",
+    .dot_f32 = dot_f32,
+    .l2sq_f32 = l2sq_f32,
+    .dot_f64 = dot_f64,
+    .l2sq_f64 = l2sq_f64,
+    .dot_s8 = dot_s8,
+    .l2sq_s8 = l2sq_s8,
+    .dot_s16_s8 = dot_s16_s8,
+    .dot_u4_s8 = dot_u4_s8,
+    .fht_f32 = fht_f32,
+    .max_abs_f32 = max_abs_f32,
+    .scale_f32 = scale_f32,
+    .flip_signs_f32 = flip_signs_f32,
+    .quantise_s8 = quantise_s8,
+    .quantise_u4 = quantise_u4,
+};

@@ -1,0 +1,15 @@
+/* Inside kernels/ only: the sets that the build has. */
+#ifndef SK_KERNELS_SET_H
+#define SK_KERNELS_SET_H
+
+#include "kernels/kernels.h"
+
+extern const struct sk_kernels sk_kernels_scalar;
+#if defined(__x86_64__)
+extern const struct sk_kernels sk_kernels_avx2;
+#endif
+#if defined(__aarch64__)
+extern const struct sk_kernels sk_kernels_neon;
+#endif
+
+#endif
