@@ -1,0 +1,744 @@
+#include "proto/codec.h"
+#include "common/base/utf8.h"
+
+#include <math.h>
+
+struct field_info {
+    const char *name;
+    const char *member;
+    const char *aliases; /* separated by blanks */
+    enum sk_field_kind kind;
+    uint64_t limit;
+    size_t offset; /* in struct sk_request */
+};
+
+static const struct field_info fields[] = {
+#define SK_FIELD(member, name, kind, limit, aliases, help)                                         \
+    {name, #member, aliases, SK_KIND_##kind, limit, offsetof(struct sk_request, member)},
+#include "proto/messages.def"
+#undef SK_FIELD
+};
+
+struct op_info {
+    const char *name;
+    enum sk_role role;
+    const char *required; /* member names separated by blanks */
+    const char *optional;
+};
+
+static const struct op_info ops[] = {
+    {"", SK_ROLE_LINK, "", ""},
+#define SK_OP(NAME, name, role, required, optional, reply, help)                                   \
+    {name, SK_ROLE_##role, required, optional},
+#include "proto/messages.def"
+#undef SK_OP
+};
+
+/* ---- names ---- */
+
+const char *sk_op_name(enum sk_op op)
+{
+    return op < SK_OPS_END ? ops[op].name : "";
+}
+
+enum sk_role sk_op_role(enum sk_op op)
+{
+    return op < SK_OPS_END ? ops[op].role : SK_ROLE_LINK;
+}
+
+bool sk_op_is_write(enum sk_op op)
+{
+    return op == SK_OP_UPSERT || op == SK_OP_DELETE || op == SK_OP_SET_PAYLOAD;
+}
+
+static const char *const role_names[] = {"none", "read", "write", "admin", "link"};
+
+const char *sk_role_name(enum sk_role role)
+{
+    return role < SK_COUNT_OF(role_names) ? role_names[role] : "none";
+}
+
+enum sk_err sk_role_parse(enum sk_role *out, struct sk_span text, struct sk_diag *d)
+{
+    for (enum sk_role role = SK_ROLE_READ; role <= SK_ROLE_ADMIN; role++) {
+        if (sk_span_is(text, role_names[role])) {
+            *out = role;
+            return SK_ERR_OK;
+        }
+    }
+    *out = SK_ROLE_NONE;
+    return sk_fail_field(d, SK_ERR_INVALID, "role", "role is '%.*s', want admin, write or read",
+                         (int)(text.size > 32 ? 32 : text.size), (const char *)text.bytes);
+}
+
+static bool is_alnum(uint8_t c)
+{
+    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+}
+
+enum sk_err sk_name_check(struct sk_span name, const char *field, struct sk_diag *d)
+{
+    if (name.size == 0 || name.size > SK_NAME_BYTES_MAX)
+        return sk_fail_field(d, name.size == 0 ? SK_ERR_INVALID : SK_ERR_TOO_LARGE, field,
+                             "a name has %zu bytes, want 1 to %d", name.size,
+                             SK_NAME_BYTES_MAX);
+    bool is_good = is_alnum(name.bytes[0]);
+    for (size_t i = 0; i < name.size && is_good; i++)
+        is_good = is_alnum(name.bytes[i]) || name.bytes[i] == '_' || name.bytes[i] == '-' ||
+                  name.bytes[i] == '.';
+    if (!is_good)
+        return sk_fail_field(d, SK_ERR_INVALID, field,
+                             "a name has letters, digits, '_', '-' and '.', and begins with a "
+                             "letter or digit");
+    return SK_ERR_OK;
+}
+
+enum { CLOSEST_BYTES_MAX = 64 };
+
+static size_t edit_distance(struct sk_span a, const char *b)
+{
+    size_t columns = strlen(b);
+    size_t row[CLOSEST_BYTES_MAX + 1];
+    if (columns > CLOSEST_BYTES_MAX || a.size > CLOSEST_BYTES_MAX)
+        return SIZE_MAX;
+    for (size_t j = 0; j <= columns; j++)
+        row[j] = j;
+    for (size_t i = 1; i <= a.size; i++) {
+        size_t diagonal = row[0];
+        row[0] = i;
+        for (size_t j = 1; j <= columns; j++) {
+            size_t above = row[j];
+            size_t best = diagonal + (a.bytes[i - 1] == (uint8_t)b[j - 1] ? 0 : 1);
+            if (above + 1 < best)
+                best = above + 1;
+            if (row[j - 1] + 1 < best)
+                best = row[j - 1] + 1;
+            row[j] = best;
+            diagonal = above;
+        }
+    }
+    return row[columns];
+}
+
+const char *sk_closest(struct sk_span name, const char *const *candidates, size_t count)
+{
+    const char *closest = NULL;
+    size_t best = name.size / 3 + 2;
+    for (size_t i = 0; i < count; i++) {
+        size_t distance = edit_distance(name, candidates[i]);
+        if (distance < best) {
+            best = distance;
+            closest = candidates[i];
+        }
+    }
+    return closest;
+}
+
+/* True when word is one of the blank-separated words of list. */
+static bool has_word(const char *list, const char *word, size_t size)
+{
+    while (*list != '\0') {
+        size_t length = strcspn(list, " ");
+        if (length == size && memcmp(list, word, size) == 0)
+            return true;
+        list += length;
+        list += *list == ' ';
+    }
+    return false;
+}
+
+static bool op_takes(enum sk_op op, size_t field)
+{
+    const char *member = fields[field].member;
+    size_t size = strlen(member);
+    return has_word(ops[op].required, member, size) || has_word(ops[op].optional, member, size);
+}
+
+/* The field of op with this wire name or alias; SK_FIELD_COUNT when there is none. */
+static size_t find_field(enum sk_op op, struct sk_span key)
+{
+    for (size_t i = 0; i < SK_FIELD_COUNT; i++)
+        if ((sk_span_is(key, fields[i].name) ||
+             has_word(fields[i].aliases, (const char *)key.bytes, key.size)) &&
+            op_takes(op, i))
+            return i;
+    return SK_FIELD_COUNT;
+}
+
+static enum sk_err unknown_field(enum sk_op op, struct sk_span key, struct sk_diag *d)
+{
+    const char *candidates[SK_FIELD_COUNT + 3] = {"id", "deadline_ms", "v"};
+    size_t count = 3;
+    char shown[SK_DIAG_FIELD_BYTES];
+    for (size_t i = 0; i < SK_FIELD_COUNT; i++)
+        if (op_takes(op, i))
+            candidates[count++] = fields[i].name;
+    const char *closest = sk_closest(key, candidates, count);
+    (void)snprintf(shown, sizeof shown, "%.*s", (int)(key.size > 64 ? 64 : key.size),
+                   sk_utf8_valid(key) ? (const char *)key.bytes : "?");
+    if (closest != NULL)
+        return sk_fail_field(d, SK_ERR_UNKNOWN_FIELD, shown,
+                             "%s has no field '%s'; the closest name is '%s'", ops[op].name, shown,
+                             closest);
+    return sk_fail_field(d, SK_ERR_UNKNOWN_FIELD, shown, "%s has no field '%s'", ops[op].name,
+                         shown);
+}
+
+/* ---- ids ---- */
+
+enum sk_err sk_read_id(struct sk_reader *from, struct sk_id *out, struct sk_diag *d)
+{
+    struct sk_value value;
+    memset(out, 0, sizeof *out);
+    enum sk_err err = sk_read(from, &value, d);
+    if (err != SK_ERR_OK)
+        return err;
+    if (value.kind == SK_VALUE_UNSIGNED) {
+        *out = sk_id_from_u64(value.u64);
+        return SK_ERR_OK;
+    }
+    if (value.kind == SK_VALUE_TEXT)
+        return sk_id_from_string(out, value.span, d);
+    return sk_fail(d, SK_ERR_INVALID,
+                   "an id is %s, want an unsigned integer, a UUID or a string of 1 to 64 bytes",
+                   sk_value_kind_name(value.kind));
+}
+
+void sk_put_id(struct sk_buffer *to, const struct sk_id *id)
+{
+    char text[SK_ID_TEXT_BYTES];
+    if (sk_id_kind(id) == SK_ID_U64)
+        sk_put_u64(to, sk_id_u64(id));
+    else
+        sk_put_text(to, sk_id_text(id, text));
+}
+
+bool sk_ids_next(struct sk_reader *members, struct sk_id *out)
+{
+    if (sk_reader_left(members) == 0)
+        return false;
+    return sk_read_id(members, out, NULL) == SK_ERR_OK;
+}
+
+void sk_put_request_id(struct sk_buffer *to, const struct sk_request_id *id)
+{
+    if (!id->is_present)
+        sk_put_nil(to);
+    else if (id->is_text)
+        sk_put_text_of(to, id->text);
+    else
+        sk_put_u64(to, id->number);
+}
+
+/* ---- one field ---- */
+
+static enum sk_err want(const struct field_info *field, const struct sk_value *got,
+                        const char *wanted, struct sk_diag *d)
+{
+    return sk_fail_field(d, SK_ERR_INVALID, field->name, "%s is %s, want %s", field->name,
+                         sk_value_kind_name(got->kind), wanted);
+}
+
+static enum sk_err read_list(struct sk_reader *from, const struct field_info *field, bool is_ids,
+                             struct sk_list *out, struct sk_diag *d)
+{
+    struct sk_value head;
+    enum sk_err err = sk_read(from, &head, d);
+    if (err != SK_ERR_OK)
+        return err;
+    if (head.kind != SK_VALUE_ARRAY)
+        return want(field, &head, "an array", d);
+    if (head.count > field->limit)
+        return sk_fail_field(d, SK_ERR_TOO_LARGE, field->name, "%s has %u members, want at most %llu",
+                             field->name, head.count, (unsigned long long)field->limit);
+    const uint8_t *begin = from->at;
+    for (uint32_t i = 0; i < head.count; i++) {
+        struct sk_id id;
+        err = is_ids ? sk_read_id(from, &id, d) : sk_skip(from, SK_REQUEST_DEPTH_MAX, d);
+        if (err != SK_ERR_OK) {
+            err = sk_wrap(d, err, "%s row %u", field->name, i);
+            if (d != NULL)
+                (void)snprintf(d->field, sizeof d->field, "%s", field->name);
+            return err;
+        }
+    }
+    out->is_present = true;
+    out->count = head.count;
+    out->members = sk_span_of(begin, (size_t)(from->at - begin));
+    return SK_ERR_OK;
+}
+
+static enum sk_err read_selector(struct sk_reader *from, const struct field_info *field,
+                                 struct sk_selector *out, struct sk_diag *d)
+{
+    struct sk_reader ahead = *from;
+    struct sk_value value;
+    enum sk_err err = sk_read(&ahead, &value, d);
+    if (err != SK_ERR_OK)
+        return err;
+    if (value.kind == SK_VALUE_BOOL) {
+        out->is_wanted = value.boolean;
+        *from = ahead;
+        return SK_ERR_OK;
+    }
+    if (value.kind != SK_VALUE_ARRAY)
+        return want(field, &value, "a bool or an array of payload keys", d);
+    out->is_wanted = true;
+    err = read_list(from, field, false, &out->names, d);
+    struct sk_reader members = sk_reader_of(out->names.members);
+    while (err == SK_ERR_OK && sk_reader_left(&members) > 0) {
+        err = sk_read(&members, &value, d);
+        if (err == SK_ERR_OK && value.kind != SK_VALUE_TEXT)
+            err = want(field, &value, "payload keys as text", d);
+    }
+    return err;
+}
+
+static enum sk_err read_text(const struct field_info *field, const struct sk_value *value,
+                             struct sk_span *out, struct sk_diag *d)
+{
+    if (value->kind != SK_VALUE_TEXT)
+        return want(field, value, "text", d);
+    if (field->kind == SK_KIND_name)
+        return (*out = value->span, sk_name_check(value->span, field->name, d));
+    if (value->span.size > field->limit)
+        return sk_fail_field(d, SK_ERR_TOO_LARGE, field->name, "%s has %zu bytes, want at most %llu",
+                             field->name, value->span.size, (unsigned long long)field->limit);
+    if (!sk_utf8_valid(value->span))
+        return sk_fail_field(d, SK_ERR_INVALID, field->name, "%s is not valid UTF-8", field->name);
+    *out = value->span;
+    return SK_ERR_OK;
+}
+
+static enum sk_err read_number(const struct field_info *field, const struct sk_value *value,
+                               void *out, struct sk_diag *d)
+{
+    double number;
+    if (field->kind == SK_KIND_number) {
+        if (!sk_value_number(value, &number))
+            return want(field, value, "a number", d);
+        if (!isfinite(number))
+            return sk_fail_field(d, SK_ERR_INVALID, field->name, "%s is not finite", field->name);
+        memcpy(out, &number, sizeof number);
+        return SK_ERR_OK;
+    }
+    if (value->kind != SK_VALUE_UNSIGNED)
+        return want(field, value, "an unsigned integer", d);
+    if (field->kind == SK_KIND_u64) {
+        memcpy(out, &value->u64, sizeof value->u64);
+        return SK_ERR_OK;
+    }
+    if (value->u64 == 0 || value->u64 > field->limit)
+        return sk_fail_field(d, value->u64 == 0 ? SK_ERR_INVALID : SK_ERR_TOO_LARGE, field->name,
+                             "%s is %llu, want 1 to %llu", field->name,
+                             (unsigned long long)value->u64, (unsigned long long)field->limit);
+    uint32_t narrow = (uint32_t)value->u64;
+    memcpy(out, &narrow, sizeof narrow);
+    return SK_ERR_OK;
+}
+
+static enum sk_err read_field(struct sk_reader *from, const struct field_info *field, void *out,
+                              struct sk_diag *d)
+{
+    struct sk_value value;
+    enum sk_err err;
+    switch (field->kind) {
+    case SK_KIND_ids:
+    case SK_KIND_list:
+        return read_list(from, field, field->kind == SK_KIND_ids, out, d);
+    case SK_KIND_flag_or_names:
+        return read_selector(from, field, out, d);
+    case SK_KIND_id:
+        return sk_read_id(from, out, d);
+    case SK_KIND_raw:
+        err = sk_read_raw(from, SK_REQUEST_DEPTH_MAX, out, d);
+        if (err == SK_ERR_OK && ((struct sk_span *)out)->size > field->limit + 16)
+            return sk_fail_field(d, SK_ERR_TOO_LARGE, field->name,
+                                 "%s has %zu bytes, want at most %llu", field->name,
+                                 ((struct sk_span *)out)->size, (unsigned long long)field->limit);
+        return err;
+    default:
+        break;
+    }
+    err = sk_read(from, &value, d);
+    if (err != SK_ERR_OK)
+        return err;
+    if (field->kind == SK_KIND_flag) {
+        if (value.kind != SK_VALUE_BOOL)
+            return want(field, &value, "a bool", d);
+        *(bool *)out = value.boolean;
+        return SK_ERR_OK;
+    }
+    if (field->kind == SK_KIND_name || field->kind == SK_KIND_text)
+        return read_text(field, &value, out, d);
+    return read_number(field, &value, out, d);
+}
+
+/* ---- envelope ---- */
+
+enum { ENVELOPE_V = 1, ENVELOPE_OP = 2, ENVELOPE_ID = 4, ENVELOPE_DEADLINE = 8, ENVELOPE_COLLECTION = 16 };
+
+static enum sk_err find_op(struct sk_span name, enum sk_op *out, struct sk_diag *d)
+{
+    for (enum sk_op op = 1; op < SK_OPS_END; op++) {
+        if (sk_span_is(name, ops[op].name)) {
+            *out = op;
+            return SK_ERR_OK;
+        }
+    }
+    const char *candidates[SK_OPS_END];
+    size_t count = 0;
+    for (enum sk_op op = 1; op < SK_OPS_END; op++)
+        if (ops[op].role != SK_ROLE_LINK)
+            candidates[count++] = ops[op].name;
+    const char *closest = sk_closest(name, candidates, count);
+    int shown = (int)(name.size > 64 ? 64 : name.size);
+    const char *text = sk_utf8_valid(name) ? (const char *)name.bytes : "?";
+    shown = text[0] == '?' ? 1 : shown;
+    if (closest != NULL)
+        return sk_fail_field(d, SK_ERR_INVALID, "op",
+                             "no operation '%.*s'; the closest name is '%s'", shown, text, closest);
+    return sk_fail_field(d, SK_ERR_INVALID, "op", "no operation '%.*s'", shown, text);
+}
+
+static enum sk_err read_envelope_id(struct sk_reader *from, struct sk_request_id *out,
+                                    struct sk_diag *d)
+{
+    struct sk_value value;
+    enum sk_err err = sk_read(from, &value, d);
+    if (err != SK_ERR_OK || value.kind == SK_VALUE_NIL)
+        return err;
+    if (value.kind == SK_VALUE_UNSIGNED) {
+        out->is_present = true;
+        out->number = value.u64;
+        return SK_ERR_OK;
+    }
+    if (value.kind == SK_VALUE_TEXT && value.span.size <= 64 && sk_utf8_valid(value.span)) {
+        out->is_present = out->is_text = true;
+        out->text = value.span;
+        return SK_ERR_OK;
+    }
+    return sk_fail_field(d, SK_ERR_INVALID, "id",
+                         "id is %s, want an unsigned integer or text of at most 64 bytes",
+                         sk_value_kind_name(value.kind));
+}
+
+static unsigned envelope_bit(struct sk_span key)
+{
+    static const struct {
+        const char *name;
+        unsigned bit;
+    } names[] = {{"v", ENVELOPE_V},
+                 {"op", ENVELOPE_OP},
+                 {"id", ENVELOPE_ID},
+                 {"deadline_ms", ENVELOPE_DEADLINE},
+                 {"collection", ENVELOPE_COLLECTION},
+                 {"collection_name", ENVELOPE_COLLECTION}};
+    for (size_t i = 0; i < SK_COUNT_OF(names); i++)
+        if (sk_span_is(key, names[i].name))
+            return names[i].bit;
+    return 0;
+}
+
+static enum sk_err read_deadline(const struct sk_value *value, uint32_t *out, struct sk_diag *d)
+{
+    if (value->kind != SK_VALUE_UNSIGNED || value->u64 == 0 || value->u64 > SK_DEADLINE_MS_MAX)
+        return sk_fail_field(d, SK_ERR_INVALID, "deadline_ms",
+                             "deadline_ms wants an integer of 1 to %d", SK_DEADLINE_MS_MAX);
+    *out = (uint32_t)value->u64;
+    return SK_ERR_OK;
+}
+
+static enum sk_err read_version(const struct sk_value *value, struct sk_diag *d)
+{
+    if (value->kind == SK_VALUE_UNSIGNED && value->u64 == SK_PROTOCOL_VERSION)
+        return SK_ERR_OK;
+    if (value->kind == SK_VALUE_UNSIGNED)
+        return sk_fail_field(d, SK_ERR_VERSION, "v", "v is %llu, this node speaks %d",
+                             (unsigned long long)value->u64, SK_PROTOCOL_VERSION);
+    return sk_fail_field(d, SK_ERR_VERSION, "v", "v is %s, this node speaks %d",
+                         sk_value_kind_name(value->kind), SK_PROTOCOL_VERSION);
+}
+
+static enum sk_err read_envelope_field(struct sk_reader *from, unsigned bit,
+                                       struct sk_envelope *out, struct sk_diag *d)
+{
+    struct sk_value value;
+    if (bit == ENVELOPE_ID)
+        return read_envelope_id(from, &out->id, d);
+    enum sk_err err = sk_read(from, &value, d);
+    if (err != SK_ERR_OK)
+        return err;
+    switch (bit) {
+    case ENVELOPE_V:
+        return read_version(&value, d);
+    case ENVELOPE_OP:
+        if (value.kind != SK_VALUE_TEXT)
+            return sk_fail_field(d, SK_ERR_INVALID, "op", "op is %s, want text",
+                                 sk_value_kind_name(value.kind));
+        return find_op(value.span, &out->op, d);
+    case ENVELOPE_DEADLINE:
+        return read_deadline(&value, &out->deadline_ms, d);
+    default:
+        if (value.kind != SK_VALUE_TEXT)
+            return sk_fail_field(d, SK_ERR_INVALID, "collection", "collection is %s, want text",
+                                 sk_value_kind_name(value.kind));
+        out->collection = value.span;
+        return sk_name_check(value.span, "collection", d);
+    }
+}
+
+static enum sk_err read_head(struct sk_reader *from, struct sk_span frame, uint32_t *count,
+                             struct sk_diag *d)
+{
+    struct sk_value head;
+    if (frame.size > SK_FRAME_BYTES_MAX)
+        return sk_fail(d, SK_ERR_TOO_LARGE, "the frame has %zu bytes, want at most %d", frame.size,
+                       SK_FRAME_BYTES_MAX);
+    *from = sk_reader_of(frame);
+    enum sk_err err = sk_read(from, &head, d);
+    if (err != SK_ERR_OK)
+        return err;
+    if (head.kind != SK_VALUE_MAP)
+        return sk_fail(d, SK_ERR_INVALID, "a request is one msgpack map, this is %s",
+                       sk_value_kind_name(head.kind));
+    *count = head.count;
+    return SK_ERR_OK;
+}
+
+static enum sk_err read_key(struct sk_reader *from, struct sk_span *out, struct sk_diag *d)
+{
+    struct sk_value key;
+    enum sk_err err = sk_read(from, &key, d);
+    if (err != SK_ERR_OK)
+        return err;
+    if (key.kind != SK_VALUE_TEXT)
+        return sk_fail(d, SK_ERR_INVALID, "a key of the request is %s, want text",
+                       sk_value_kind_name(key.kind));
+    *out = key.span;
+    return SK_ERR_OK;
+}
+
+enum sk_err sk_envelope_decode(struct sk_envelope *out, struct sk_span frame, struct sk_diag *d)
+{
+    struct sk_reader from;
+    uint32_t count = 0;
+    unsigned seen = 0;
+    memset(out, 0, sizeof *out);
+    out->deadline_ms = SK_DEADLINE_MS_DEFAULT;
+    enum sk_err first = SK_ERR_OK;
+    enum sk_err err = read_head(&from, frame, &count, d);
+    if (err != SK_ERR_OK)
+        return err;
+    for (uint32_t i = 0; i < count; i++) {
+        struct sk_span key;
+        struct sk_diag *into = first == SK_ERR_OK ? d : NULL; /* the first fault is the one told */
+        err = read_key(&from, &key, into);
+        if (err != SK_ERR_OK)
+            return first == SK_ERR_OK ? err : first;
+        unsigned bit = envelope_bit(key);
+        struct sk_reader value = from;
+        err = sk_skip(&from, SK_REQUEST_DEPTH_MAX, into);
+        if (err != SK_ERR_OK)
+            return first == SK_ERR_OK ? err : first;
+        if (bit == 0)
+            continue;
+        if ((seen & bit) != 0)
+            err = sk_fail_field(into, SK_ERR_INVALID, "", "'%.*s' is given twice", (int)key.size,
+                                (const char *)key.bytes);
+        else
+            err = read_envelope_field(&value, bit, out, into);
+        seen |= bit;
+        if (first == SK_ERR_OK)
+            first = err; /* go on: a later id is wanted for the error reply */
+    }
+    if (first != SK_ERR_OK)
+        return first;
+    err = sk_read_end(&from, d);
+    if (err != SK_ERR_OK)
+        return err;
+    if ((seen & ENVELOPE_V) == 0)
+        return sk_fail_field(d, SK_ERR_VERSION, "v", "v is missing, this node speaks %d",
+                             SK_PROTOCOL_VERSION);
+    if ((seen & ENVELOPE_OP) == 0)
+        return sk_fail_field(d, SK_ERR_INVALID, "op", "op is missing: the name of an operation");
+    return SK_ERR_OK;
+}
+
+/* ---- whole requests ---- */
+
+static enum sk_err check_required(const struct sk_request *request, struct sk_diag *d)
+{
+    for (size_t i = 0; i < SK_FIELD_COUNT; i++)
+        if ((request->present >> i & 1) == 0 &&
+            has_word(ops[request->op].required, fields[i].member, strlen(fields[i].member)))
+            return sk_fail_field(d, SK_ERR_INVALID, fields[i].name, "%s wants a field '%s'",
+                                 ops[request->op].name, fields[i].name);
+    return SK_ERR_OK;
+}
+
+static enum sk_err exactly_one(const struct sk_request *request, uint64_t mask, const char *names,
+                               struct sk_diag *d)
+{
+    if (__builtin_popcountll(request->present & mask) == 1)
+        return SK_ERR_OK;
+    return sk_fail(d, SK_ERR_INVALID, "%s wants exactly one of %s", ops[request->op].name, names);
+}
+
+#define BIT(member) (UINT64_C(1) << SK_FIELD_##member)
+
+static enum sk_err check_together(const struct sk_request *request, struct sk_diag *d)
+{
+    switch (request->op) {
+    case SK_OP_UPSERT:
+        if ((request->present & BIT(records)) != 0) {
+            if ((request->present & (BIT(ids) | BIT(vectors) | BIT(payloads) | BIT(ttl_s))) != 0)
+                return sk_fail_field(d, SK_ERR_INVALID, "records",
+                                     "upsert takes rows (records) or columns (ids, vectors, "
+                                     "payloads, ttl_s), not both");
+            return SK_ERR_OK;
+        }
+        if ((request->present & BIT(ids)) == 0)
+            return sk_fail_field(d, SK_ERR_INVALID, "ids", "upsert wants ids and vectors, or records");
+        if ((request->present & BIT(payloads)) != 0 && request->payloads.count != request->ids.count)
+            return sk_fail_field(d, SK_ERR_INVALID, "payloads", "%u payloads for %u ids",
+                                 request->payloads.count, request->ids.count);
+        return SK_ERR_OK;
+    case SK_OP_DELETE:
+    case SK_OP_SET_PAYLOAD:
+        return exactly_one(request, BIT(ids) | BIT(filter), "ids, filter", d);
+    case SK_OP_SEARCH:
+        return exactly_one(request, BIT(vector) | BIT(queries) | BIT(like), "vector, vectors, like",
+                           d);
+    default:
+        return SK_ERR_OK;
+    }
+}
+
+static enum sk_err check_words(struct sk_request *request, struct sk_diag *d)
+{
+    if (request->op == SK_OP_SET_PAYLOAD) {
+        if (!sk_request_has(request, SK_FIELD_mode))
+            request->mode = sk_span_text("merge");
+        else if (!sk_span_is(request->mode, "merge") && !sk_span_is(request->mode, "replace"))
+            return sk_fail_field(d, SK_ERR_INVALID, "mode", "mode wants merge or replace");
+    }
+    if (sk_request_has(request, SK_FIELD_wait_for) && !sk_span_is(request->wait_for, "indexed"))
+        return sk_fail_field(d, SK_ERR_INVALID, "for", "for wants indexed");
+    return SK_ERR_OK;
+}
+
+enum sk_err sk_request_decode(struct sk_request *out, struct sk_span frame, struct sk_diag *d)
+{
+    struct sk_envelope envelope;
+    struct sk_reader from;
+    uint32_t count = 0;
+    memset(out, 0, sizeof *out);
+    enum sk_err err = sk_envelope_decode(&envelope, frame, d);
+    if (err != SK_ERR_OK)
+        return err;
+    out->op = envelope.op;
+    out->id = envelope.id;
+    out->deadline_ms = envelope.deadline_ms;
+    out->limit = SK_LIMIT_DEFAULT;
+    out->ef = SK_EF_DEFAULT;
+    err = read_head(&from, frame, &count, d);
+    for (uint32_t i = 0; i < count && err == SK_ERR_OK; i++) {
+        struct sk_span key;
+        err = read_key(&from, &key, d);
+        if (err != SK_ERR_OK)
+            break;
+        size_t field = find_field(out->op, key);
+        if (field == SK_FIELD_COUNT) {
+            unsigned bit = envelope_bit(key);
+            if (bit == 0 || bit == ENVELOPE_COLLECTION)
+                return unknown_field(out->op, key, d);
+            err = sk_skip(&from, SK_REQUEST_DEPTH_MAX, d);
+            continue;
+        }
+        if ((out->present >> field & 1) != 0)
+            return sk_fail_field(d, SK_ERR_INVALID, fields[field].name,
+                                 "%s is given twice (under two of its names, or repeated)",
+                                 fields[field].name);
+        if (sk_reader_left(&from) > 0 && *from.at == 0xC0 && fields[field].member[0] != 'c') {
+            from.at++; /* nil: as if it were not there */
+            continue;
+        }
+        err = read_field(&from, &fields[field], (uint8_t *)out + fields[field].offset, d);
+        out->present |= UINT64_C(1) << field;
+    }
+    if (err == SK_ERR_OK)
+        err = check_required(out, d);
+    if (err == SK_ERR_OK)
+        err = check_together(out, d);
+    if (err == SK_ERR_OK)
+        err = check_words(out, d);
+    return err;
+}
+
+static void put_field(struct sk_buffer *to, const struct field_info *field, const void *at)
+{
+    sk_put_text(to, field->name);
+    switch (field->kind) {
+    case SK_KIND_name:
+    case SK_KIND_text:
+        sk_put_text_of(to, *(const struct sk_span *)at);
+        break;
+    case SK_KIND_u32:
+        sk_put_u64(to, *(const uint32_t *)at);
+        break;
+    case SK_KIND_u64:
+        sk_put_u64(to, *(const uint64_t *)at);
+        break;
+    case SK_KIND_number:
+        sk_put_f64(to, *(const double *)at);
+        break;
+    case SK_KIND_flag:
+        sk_put_bool(to, *(const bool *)at);
+        break;
+    case SK_KIND_flag_or_names: {
+        const struct sk_selector *selector = at;
+        if (!selector->names.is_present) {
+            sk_put_bool(to, selector->is_wanted);
+        } else {
+            sk_put_array(to, selector->names.count);
+            sk_put_raw(to, selector->names.members);
+        }
+        break;
+    }
+    case SK_KIND_id:
+        sk_put_id(to, at);
+        break;
+    case SK_KIND_ids:
+    case SK_KIND_list: {
+        const struct sk_list *list = at;
+        sk_put_array(to, list->count);
+        sk_put_raw(to, list->members);
+        break;
+    }
+    case SK_KIND_raw:
+        sk_put_raw(to, *(const struct sk_span *)at);
+        break;
+    }
+}
+
+void sk_request_encode(struct sk_buffer *to, const struct sk_request *request)
+{
+    size_t at = sk_put_map_open(to);
+    uint32_t count = 4;
+    sk_put_text(to, "v");
+    sk_put_u64(to, SK_PROTOCOL_VERSION);
+    sk_put_text(to, "op");
+    sk_put_text(to, sk_op_name(request->op));
+    sk_put_text(to, "id");
+    sk_put_request_id(to, &request->id);
+    sk_put_text(to, "deadline_ms");
+    sk_put_u64(to, request->deadline_ms);
+    for (size_t i = 0; i < SK_FIELD_COUNT; i++) {
+        if ((request->present >> i & 1) == 0)
+            continue;
+        put_field(to, &fields[i], (const uint8_t *)request + fields[i].offset);
+        count++;
+    }
+    sk_put_count_at(to, at, count);
+}
