@@ -50,6 +50,7 @@ struct sk_index_params {
     enum sk_index_profile profile;
     uint64_t seed;             /* of the rotation; the same seed and order give the same index */
     uint64_t memory_bytes_max; /* 0 = no limit but the address space */
+    bool is_unlogged;          /* no deltas are kept: sk_index_take_delta stays empty */
     const char *isa;           /* kernels: NULL = the best here; INVALID when not available */
 };
 
@@ -96,6 +97,9 @@ SK_CHECKED enum sk_err sk_index_remove(struct sk_index *self, uint32_t row, uint
 /* True when the row is live with this lseq (false too when it is there with another, or removed).
  */
 bool sk_index_has(const struct sk_index *self, uint32_t row, uint64_t lseq);
+/* True when the number may be inserted: never used, or let go of. After a start the store finds its
+ * free rows with it (those that it does not use itself and that are free here). */
+bool sk_index_row_is_free(const struct sk_index *self, uint32_t row);
 
 enum sk_index_step_flags {
     SK_INDEX_STEP_EAGER = 1, /* sweep tombstones even below 1 % of the rows: the node is idle */

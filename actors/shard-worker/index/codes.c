@@ -1,0 +1,311 @@
+/* Vectors to codes and distances between them. */
+#include "actors/shard-worker/index/internal.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+
+/* Step of a 16-level uniform quantiser with the least error for normally distributed values, in
+ * standard deviations; a rotated vector's elements are close to that. */
+static const float STEP_OF_DEVIATION = 0.3352F;
+static const float NORM_TINY = 1e-30F; /* below, a vector counts as the centre itself */
+enum { WIDE_MAX = 4095, NARROW_MAX = 127 };
+
+float sk_augmented(const struct sk_index *self, float raw_norm_sq)
+{
+    float rest = self->max_norm_sq - raw_norm_sq;
+    return rest > 0 ? sqrtf(rest) : 0;
+}
+
+struct sk_generation *sk_generation_new(const struct sk_index *self, uint32_t number)
+{
+    struct sk_generation *generation = calloc(1, sizeof *generation);
+    if (generation == NULL)
+        return NULL;
+    generation->number = number;
+    generation->mean = calloc(self->padded, sizeof *generation->mean);
+    if (generation->mean == NULL ||
+        !sk_region_reserve(&generation->codes, (size_t)self->rows_max * self->code_stride) ||
+        !sk_region_reserve(&generation->planes, (size_t)self->rows_max * self->padded))
+        sk_generation_destroy(&generation);
+    return generation;
+}
+
+void sk_generation_destroy(struct sk_generation **generation)
+{
+    if (*generation == NULL)
+        return;
+    sk_region_release(&(*generation)->codes);
+    sk_region_release(&(*generation)->planes);
+    free((*generation)->mean);
+    free(*generation);
+    *generation = NULL;
+}
+
+bool sk_generation_commit(struct sk_index *self, struct sk_generation *generation,
+                          uint32_t row_count)
+{
+    const size_t code_bytes = (size_t)row_count * self->code_stride;
+    const size_t plane_bytes = (size_t)row_count * self->padded;
+    size_t growth = sk_region_growth(&generation->codes, code_bytes) +
+                    sk_region_growth(&generation->planes, plane_bytes);
+    if (growth == 0)
+        return true;
+    if (!sk_region_commit(&generation->codes, code_bytes) ||
+        !sk_region_commit(&generation->planes, plane_bytes))
+        return false;
+    atomic_fetch_add_explicit(&self->memory_bytes, growth, memory_order_relaxed);
+    return true;
+}
+
+void sk_rotate(const struct sk_index *self, const float *vector, float *out)
+{
+    const uint32_t dim = self->params.dim;
+    memcpy(out, vector, dim * sizeof *out);
+    memset(out + dim, 0, (self->padded - dim) * sizeof *out);
+    if (self->params.metric == SK_METRIC_COSINE) {
+        double norm_sq = self->kernels->dot_f64(out, out, dim);
+        if (norm_sq > 0)
+            self->kernels->scale_f32(out, (float)(1 / sqrt(norm_sq)), dim);
+    }
+    sk_rotation_apply(&self->rotation, self->kernels, out);
+}
+
+static void centre(const struct sk_index *self, const struct sk_generation *generation, float *x)
+{
+    for (uint32_t i = 0; i < self->padded; i++)
+        x[i] -= generation->mean[i];
+}
+
+/* The 4-bit code; returns the factor that makes <q, code - 7.5> an unbiased <q, x>, times 2. */
+static float encode_short(const struct sk_index *self, const float *x, float norm_sq, uint8_t *code)
+{
+    const float step = STEP_OF_DEVIATION * sqrtf(norm_sq / (float)self->padded);
+    if (norm_sq < NORM_TINY) {
+        memset(code, 0x88, self->code_bytes);
+        return 0;
+    }
+    self->kernels->quantise_u4(x, self->padded, 1 / step, code);
+    float lanes[8] = {0};
+    for (uint32_t block = 0; block < self->padded; block += 64)
+        for (uint32_t j = 0; j < 32; j++) {
+            uint8_t pair = code[block / 2 + j];
+            lanes[j % 8] += x[block + j] * ((float)(pair & 15) - 7.5F) +
+                            x[block + 32 + j] * ((float)(pair >> 4) - 7.5F);
+        }
+    float dot = 0; /* <x, code - 7.5> */
+    for (unsigned lane = 0; lane < 8; lane++)
+        dot += lanes[lane];
+    return dot > 0 ? 2 * norm_sq / dot : 2 * step;
+}
+
+void sk_encode(const struct sk_index *self, struct sk_generation *generation, uint32_t row,
+               float *rotated, float raw_norm_sq, float error_before)
+{
+    const struct sk_kernels *kernels = self->kernels;
+    uint8_t *code = generation->codes.base + (size_t)row * self->code_stride;
+    int8_t *plane = sk_plane_of(self, generation, row);
+    centre(self, generation, rotated);
+    struct sk_factors factors = {.norm_sq = (float)kernels->dot_f64(rotated, rotated, self->padded),
+                                 .raw_norm_sq = raw_norm_sq};
+    const float max = kernels->max_abs_f32(rotated, self->padded);
+    const bool is_tiny = factors.norm_sq < NORM_TINY;
+    const float inverse = is_tiny ? 0 : NARROW_MAX / max;
+    factors.plane_scale = is_tiny ? 0 : max / NARROW_MAX;
+    kernels->quantise_s8(rotated, self->padded, inverse, NARROW_MAX, plane);
+    double error_sq = 0;
+    for (uint32_t i = 0; i < self->padded; i++) {
+        double left = (double)rotated[i] - (double)factors.plane_scale * plane[i];
+        error_sq += left * left;
+    }
+    factors.plane_error = (float)sqrt(error_sq) * 1.00001F + error_before;
+    if (self->code_bytes > 0)
+        factors.multiplier = encode_short(self, rotated, factors.norm_sq, code);
+    memcpy(code + self->code_bytes, &factors, sizeof factors);
+}
+
+void sk_decode(const struct sk_index *self, const struct sk_generation *generation, uint32_t row,
+               float *out)
+{
+    const int8_t *plane = sk_plane_of(self, generation, row);
+    const float scale = sk_factors_of(self, generation, row)->plane_scale;
+    for (uint32_t i = 0; i < self->padded; i++)
+        out[i] = scale * (float)plane[i];
+}
+
+/* out->vector is set; everything else follows from it. */
+static void prepare(const struct sk_index *self, struct sk_prepared *out)
+{
+    const struct sk_kernels *kernels = self->kernels;
+    const uint32_t n = self->padded;
+    const float max = kernels->max_abs_f32(out->vector, n);
+    out->norm_sq = kernels->dot_f32(out->vector, out->vector, n);
+    out->norm = sqrtf(out->norm_sq);
+    const bool is_tiny = !(max > 1e-18F);
+    const float narrow_inverse = is_tiny ? 0 : NARROW_MAX / max;
+    const float wide_inverse = is_tiny ? 0 : WIDE_MAX / max;
+    out->narrow_scale = is_tiny ? 0 : max / NARROW_MAX;
+    out->wide_scale = is_tiny ? 0 : max / WIDE_MAX;
+    kernels->quantise_s8(out->vector, n, narrow_inverse, NARROW_MAX, out->narrow);
+    int32_t sum = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        sum += out->narrow[i];
+        out->wide[i] = (int16_t)lrintf(out->vector[i] * wide_inverse);
+    }
+    out->narrow_bias = -7.5F * out->narrow_scale * (float)sum;
+    /* At most half a step in each element. */
+    out->wide_error = 0.501F * out->wide_scale * sqrtf((float)n);
+}
+
+void sk_prepare_query(const struct sk_index *self, const struct sk_generation *generation,
+                      const float *vector, struct sk_prepared *out)
+{
+    sk_rotate(self, vector, out->vector);
+    out->is_augmented = false;
+    out->add_weight = 1;
+    out->offset = 0;
+    if (self->params.metric == SK_METRIC_IP) {
+        out->add_weight = 0;
+        out->offset = self->kernels->dot_f32(out->vector, generation->mean, self->padded);
+    } else {
+        centre(self, generation, out->vector);
+    }
+    prepare(self, out);
+    if (self->params.metric == SK_METRIC_IP)
+        out->norm_sq = 0; /* distances are -2 <q, x>, without lengths */
+}
+
+void sk_prepare_row(const struct sk_index *self, const struct sk_generation *generation,
+                    uint32_t row, struct sk_prepared *out)
+{
+    sk_decode(self, generation, row, out->vector);
+    out->add_weight = 1;
+    out->offset = 0;
+    out->is_augmented = self->params.metric == SK_METRIC_IP;
+    prepare(self, out);
+    if (out->is_augmented)
+        out->augmented = sk_augmented(self, sk_factors_of(self, generation, row)->raw_norm_sq);
+}
+
+void sk_prefetch_code(const struct sk_index *self, const struct sk_generation *generation,
+                      uint32_t row)
+{
+    if (self->code_bytes > 0) {
+        const uint8_t *code = sk_code_of(self, generation, row);
+        for (uint32_t line = 0; line < self->code_stride; line += 64)
+            __builtin_prefetch(code + line);
+        return;
+    }
+    __builtin_prefetch(sk_factors_of(self, generation, row));
+    const int8_t *plane = sk_plane_of(self, generation, row);
+    for (uint32_t line = 0; line < self->padded; line += 64)
+        __builtin_prefetch(plane + line);
+}
+
+static float add_augmented(const struct sk_index *self, const struct sk_prepared *query,
+                           const struct sk_factors *factors, float distance)
+{
+    float difference = sk_augmented(self, factors->raw_norm_sq) - query->augmented;
+    return distance + difference * difference;
+}
+
+float sk_distance_short(const struct sk_index *self, const struct sk_generation *generation,
+                        const struct sk_prepared *query, uint32_t row)
+{
+    const struct sk_factors *factors = sk_factors_of(self, generation, row);
+    float distance = query->norm_sq + query->add_weight * factors->norm_sq;
+    if (self->code_bytes > 0) {
+        int32_t dot = self->kernels->dot_u4_s8(sk_code_of(self, generation, row), query->narrow,
+                                               self->padded);
+        distance -= factors->multiplier * (query->narrow_scale * (float)dot + query->narrow_bias);
+    } else {
+        int32_t dot =
+            self->kernels->dot_s8(sk_plane_of(self, generation, row), query->narrow, self->padded);
+        distance -= 2 * factors->plane_scale * query->narrow_scale * (float)dot;
+    }
+    return query->is_augmented ? add_augmented(self, query, factors, distance) : distance;
+}
+
+float sk_distance_plane(const struct sk_index *self, const struct sk_generation *generation,
+                        const struct sk_prepared *query, uint32_t row, float *error)
+{
+    enum { RUN = 4096 };
+    const struct sk_factors *factors = sk_factors_of(self, generation, row);
+    const int8_t *plane = sk_plane_of(self, generation, row);
+    float sum = 0;
+    for (uint32_t at = 0; at < self->padded; at += RUN) {
+        uint32_t count = self->padded - at < RUN ? self->padded - at : RUN;
+        sum += (float)self->kernels->dot_s16_s8(query->wide + at, plane + at, count);
+    }
+    float dot = sum * query->wide_scale * factors->plane_scale;
+    float base = query->norm_sq + query->add_weight * factors->norm_sq;
+    /* |<q, x> - <q', x'>| <= |q| |x - x'| + |q - q'| |x'|, and float rounding. */
+    float length = sqrtf(factors->norm_sq);
+    *error = 2 * (query->norm * factors->plane_error +
+                  query->wide_error * (length + factors->plane_error)) +
+             4e-6F * (base + query->norm * length);
+    float distance = base - 2 * dot;
+    return query->is_augmented ? add_augmented(self, query, factors, distance) : distance;
+}
+
+float sk_distance_rows(const struct sk_index *self, const struct sk_generation *generation,
+                       uint32_t a, uint32_t b)
+{
+    const struct sk_factors *of_a = sk_factors_of(self, generation, a);
+    const struct sk_factors *of_b = sk_factors_of(self, generation, b);
+    int32_t dot = self->kernels->dot_s8(sk_plane_of(self, generation, a),
+                                        sk_plane_of(self, generation, b), self->padded);
+    float distance =
+        of_a->norm_sq + of_b->norm_sq - 2 * of_a->plane_scale * of_b->plane_scale * (float)dot;
+    if (self->params.metric == SK_METRIC_IP) {
+        float difference =
+            sk_augmented(self, of_a->raw_norm_sq) - sk_augmented(self, of_b->raw_norm_sq);
+        distance += difference * difference;
+    }
+    return distance > 0 ? distance : 0;
+}
+
+float sk_score_of(const struct sk_index *self, const struct sk_prepared *query, float distance)
+{
+    switch (self->params.metric) {
+    case SK_METRIC_L2:
+        return distance > 0 ? sqrtf(distance) : 0;
+    case SK_METRIC_IP:
+        return query->offset - distance / 2;
+    case SK_METRIC_COSINE: {
+        float cosine = 1 - distance / 2;
+        return cosine < -1 ? -1 : cosine > 1 ? 1 : cosine;
+    }
+    }
+    return 0;
+}
+
+void sk_mean_add(struct sk_index *self, const float *rotated)
+{
+    for (uint32_t i = 0; i < self->padded; i++)
+        self->sum[i] += (double)rotated[i];
+    self->sum_count++;
+}
+
+/* Looked at whenever the number of inserts has doubled: has the mean moved by more than a tenth of
+ * the vectors' spread around it? */
+bool sk_mean_wants_renewal(struct sk_index *self)
+{
+    if (self->sum_count < self->mean_check_at)
+        return false;
+    self->mean_check_at = self->sum_count * 2;
+    const struct sk_generation *generation = sk_generation_now(self);
+    const uint32_t row_count = sk_row_count(self);
+    double shift_sq = 0, spread = 0, seen = 0;
+    for (uint32_t i = 0; i < self->padded; i++) {
+        double shift = self->sum[i] / (double)self->sum_count - (double)generation->mean[i];
+        shift_sq += shift * shift;
+    }
+    const uint32_t stride = row_count / 256 + 1;
+    for (uint32_t row = 0; row < row_count; row += stride)
+        if (sk_state(self, row) == SK_ROW_LIVE) {
+            spread += (double)sk_factors_of(self, generation, row)->norm_sq;
+            seen++;
+        }
+    return seen > 0 && shift_sq > 0.01 * spread / seen;
+}

@@ -1,0 +1,519 @@
+/* The graph: walking it, linking new rows, choosing edges. One layer, alpha-pruned. */
+#include "actors/shard-worker/index/internal.h"
+
+#include <stdlib.h>
+
+enum { PREFETCH_AHEAD = 6, DEADLINE_HOPS = 32, REPAIR_CANDIDATES_MAX = 96 };
+
+/* ---- scratch ---- */
+
+bool sk_scratch_init(struct sk_scratch *self, const struct sk_index *index)
+{
+    const uint32_t n = index->padded;
+    *self = (struct sk_scratch){0};
+    self->prepared.vector = malloc(n * sizeof *self->prepared.vector);
+    self->prepared.narrow = malloc(n * sizeof *self->prepared.narrow);
+    self->prepared.wide = malloc(n * sizeof *self->prepared.wide);
+    self->raw = malloc(n * sizeof *self->raw);
+    if (self->prepared.vector != NULL && self->prepared.narrow != NULL &&
+        self->prepared.wide != NULL && self->raw != NULL)
+        return true;
+    sk_scratch_deinit(self);
+    return false;
+}
+
+void sk_scratch_deinit(struct sk_scratch *self)
+{
+    free(self->visited);
+    free(self->touched);
+    free(self->beam);
+    free(self->heap);
+    free(self->keys);
+    free(self->values);
+    free(self->prepared.vector);
+    free(self->prepared.narrow);
+    free(self->prepared.wide);
+    free(self->raw);
+    *self = (struct sk_scratch){0};
+}
+
+static bool fit_visited(struct sk_scratch *self, uint32_t row_count)
+{
+    uint32_t words = row_count / 64 + 1;
+    if (words <= self->visited_words)
+        return true;
+    words += words / 4;
+    uint64_t *visited = calloc(words, sizeof *visited);
+    uint32_t *touched = malloc(words * sizeof *touched);
+    if (visited == NULL || touched == NULL) {
+        free(visited);
+        free(touched);
+        return false;
+    }
+    free(self->visited);
+    free(self->touched);
+    self->visited = visited;
+    self->touched = touched;
+    self->visited_words = words;
+    self->touched_count = 0;
+    return true;
+}
+
+static bool fit_u64(uint64_t **array, uint32_t *capacity, uint32_t wanted)
+{
+    if (wanted <= *capacity)
+        return true;
+    uint64_t *grown = realloc(*array, (size_t)wanted * sizeof **array);
+    if (grown == NULL)
+        return false;
+    *array = grown;
+    *capacity = wanted;
+    return true;
+}
+
+bool sk_scratch_fit(struct sk_scratch *self, uint32_t row_count, uint32_t beam, uint32_t keys)
+{
+    if (keys > self->keys_capacity) {
+        float *values = realloc(self->values, (size_t)keys * sizeof *values);
+        if (values == NULL)
+            return false;
+        self->values = values;
+    }
+    return fit_visited(self, row_count) && fit_u64(&self->beam, &self->beam_capacity, beam + 1) &&
+           fit_u64(&self->keys, &self->keys_capacity, keys);
+}
+
+bool sk_scratch_fit_heap(struct sk_scratch *self, uint32_t count)
+{
+    return count <= self->heap_capacity ||
+           fit_u64(&self->heap, &self->heap_capacity, count + count / 2);
+}
+
+void sk_scratch_unvisit(struct sk_scratch *self)
+{
+    for (uint32_t i = 0; i < self->touched_count; i++)
+        self->visited[self->touched[i]] = 0;
+    self->touched_count = 0;
+}
+
+bool sk_deadline_passed(const struct sk_deadline *deadline)
+{
+    return deadline->clock != NULL && deadline->clock->mono_us != NULL &&
+           deadline->clock->mono_us(deadline->clock->impl) > deadline->at_us;
+}
+
+/* ---- walking ---- */
+
+/* Puts the key where it belongs among the ef best; returns its place, ef when it is too far. */
+static inline uint32_t beam_insert(struct sk_scratch *scratch, uint32_t ef, uint64_t key)
+{
+    uint64_t *beam = scratch->beam;
+    uint32_t count = scratch->beam_count;
+    if (count == ef) {
+        if (key >= beam[ef - 1])
+            return ef;
+        count--;
+    } else {
+        scratch->beam_count++;
+    }
+    uint32_t low = 0, high = count;
+    while (low < high) {
+        uint32_t middle = (low + high) / 2;
+        if (beam[middle] < key)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    memmove(beam + low + 1, beam + low, (count - low) * sizeof *beam);
+    beam[low] = key;
+    return low;
+}
+
+void sk_beam_push(struct sk_scratch *scratch, uint32_t ef, uint64_t key)
+{
+    (void)beam_insert(scratch, ef, key);
+}
+
+static void beam_start(const struct sk_index *self, const struct sk_generation *generation,
+                       struct sk_scratch *scratch, uint32_t ef, struct sk_counters *counters)
+{
+    sk_scratch_unvisit(scratch);
+    scratch->beam_count = 0;
+    for (uint32_t at = 0; at < SK_ENTRY_COUNT; at++) {
+        uint32_t row = atomic_load_explicit(&self->entries[at], memory_order_acquire);
+        if (row == SK_NO_ROW || row / 64 >= scratch->visited_words || !sk_visit(scratch, row))
+            continue;
+        counters->distances++;
+        float distance = sk_distance_short(self, generation, &scratch->prepared, row);
+        beam_insert(scratch, ef, sk_key(distance, row));
+    }
+}
+
+/* The neighbours of a row that were not seen before. */
+static inline uint32_t gather(const struct sk_index *self, const struct sk_generation *generation,
+                              struct sk_scratch *scratch, uint32_t row, uint32_t *fresh)
+{
+    const _Atomic uint32_t *links = sk_links_of(self, row);
+    const uint32_t visited_rows = scratch->visited_words * 64;
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < self->degree; i++) {
+        uint32_t id = atomic_load_explicit(&links[i], memory_order_acquire);
+        if (id == SK_NO_ROW)
+            break;
+        if (id >= visited_rows || !sk_visit(scratch, id))
+            continue; /* a row newer than this search's scratch is passed over */
+        fresh[count++] = id;
+        if (count <= PREFETCH_AHEAD)
+            sk_prefetch_code(self, generation, id);
+    }
+    return count;
+}
+
+uint32_t sk_gather(const struct sk_index *self, const struct sk_generation *generation,
+                   struct sk_scratch *scratch, uint32_t row, uint32_t *fresh)
+{
+    return gather(self, generation, scratch, row, fresh);
+}
+
+void sk_beam_search(const struct sk_index *self, const struct sk_generation *generation,
+                    struct sk_scratch *scratch, uint32_t ef, const struct sk_deadline *deadline,
+                    struct sk_counters *counters, bool *is_truncated)
+{
+    uint32_t fresh[SK_DEGREE_MAX];
+    uint32_t cursor = 0;
+    beam_start(self, generation, scratch, ef, counters);
+    while (cursor < scratch->beam_count) {
+        uint64_t key = scratch->beam[cursor];
+        if ((key & 1) != 0) {
+            cursor++;
+            continue;
+        }
+        scratch->beam[cursor] = key | 1;
+        if (++counters->hops % DEADLINE_HOPS == 0 && sk_deadline_passed(deadline)) {
+            *is_truncated = true;
+            break;
+        }
+        uint32_t count = gather(self, generation, scratch, sk_key_row(key), fresh);
+        counters->distances += count;
+        for (uint32_t i = 0; i < count; i++) {
+            if (i + PREFETCH_AHEAD < count)
+                sk_prefetch_code(self, generation, fresh[i + PREFETCH_AHEAD]);
+            float distance = sk_distance_short(self, generation, &scratch->prepared, fresh[i]);
+            uint32_t at = beam_insert(scratch, ef, sk_key(distance, fresh[i]));
+            if (at == ef)
+                continue;
+            const uint8_t *links = self->links.base + (size_t)fresh[i] * self->links_stride * 4;
+            __builtin_prefetch(links);
+            __builtin_prefetch(links + 64);
+            if (at < cursor)
+                cursor = at;
+        }
+    }
+    sk_scratch_unvisit(scratch);
+}
+
+/* ---- choosing edges ---- */
+
+static int compare_keys(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* From keys (distance to the node, rising): those that no nearer chosen one makes superfluous, then
+ * the nearest of the others until fill_to. Equal vectors of a chosen one are never chosen: they
+ * would crowd out the rest of the world. */
+static uint32_t prune(const struct sk_index *self, const struct sk_generation *generation,
+                      const uint64_t *keys, uint32_t count, uint32_t keep_max, uint32_t fill_to,
+                      uint32_t *out)
+{
+    uint32_t kept = 0, passed_count = 0;
+    uint32_t passed[SK_DEGREE_MAX];
+    for (uint32_t i = 0; i < count && kept < keep_max; i++) {
+        const uint32_t row = sk_key_row(keys[i]);
+        const float distance = sk_key_distance(keys[i]);
+        bool is_occluded = false, is_equal = false;
+        for (uint32_t j = 0; j < kept && !is_occluded; j++) {
+            float between = sk_distance_rows(self, generation, out[j], row);
+            is_equal = between <= 0;
+            is_occluded = is_equal || self->alpha * between < distance;
+        }
+        if (!is_occluded)
+            out[kept++] = row;
+        else if (!is_equal && passed_count < fill_to)
+            passed[passed_count++] = row;
+    }
+    for (uint32_t i = 0; i < passed_count && kept < fill_to; i++)
+        out[kept++] = passed[i];
+    return kept;
+}
+
+static void prefetch_plane(const struct sk_index *self, const struct sk_generation *generation,
+                           uint32_t row)
+{
+    const int8_t *plane = sk_plane_of(self, generation, row);
+    for (uint32_t line = 0; line < self->padded; line += 64)
+        __builtin_prefetch(plane + line);
+    __builtin_prefetch(sk_factors_of(self, generation, row));
+}
+
+/* Distances of rows to `row` by the 8-bit codes, sorted. */
+static void rank(const struct sk_index *self, const struct sk_generation *generation, uint32_t row,
+                 uint64_t *keys, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        if (i + 4 < count)
+            prefetch_plane(self, generation, sk_key_row(keys[i + 4]));
+        const uint32_t other = sk_key_row(keys[i]);
+        keys[i] = sk_key(sk_distance_rows(self, generation, row, other), other);
+    }
+    qsort(keys, count, sizeof *keys, compare_keys);
+}
+
+bool sk_scratch_fit_candidates(struct sk_index *self, uint32_t count)
+{
+    return fit_u64(&self->candidates, &self->candidates_capacity, count);
+}
+
+/* ---- linking ---- */
+
+static void add_back_edge(struct sk_index *self, const struct sk_generation *generation,
+                          uint32_t node, uint32_t row)
+{
+    uint32_t list[SK_DEGREE_MAX + 1], chosen[SK_DEGREE_MAX + 1], final[SK_DEGREE_MAX];
+    uint64_t keys[SK_DEGREE_MAX + 1];
+    uint8_t mask[SK_DEGREE_MAX / 8] = {0};
+    const uint32_t count = sk_links_get(self, node, list);
+    if (count < self->degree) {
+        sk_links_append(self, node, count, row);
+        sk_delta_append(self, node, row);
+        return;
+    }
+    list[count] = row;
+    for (uint32_t i = 0; i <= count; i++)
+        keys[i] = sk_key(0, list[i]);
+    rank(self, generation, node, keys, count + 1);
+    uint32_t chosen_count =
+        prune(self, generation, keys, count + 1, self->prune_to, self->prune_to, chosen);
+    bool has_row = false;
+    uint32_t final_count = 0, spare = self->degree - chosen_count;
+    for (uint32_t i = 0; i <= count; i++) {
+        bool is_chosen = false;
+        for (uint32_t j = 0; j < chosen_count && !is_chosen; j++)
+            is_chosen = chosen[j] == list[i];
+        /* The only way to a row is not thrown away. */
+        if (!is_chosen && i < count && spare > 0 && *sk_in_degree_of(self, list[i]) == 1) {
+            is_chosen = true;
+            spare--;
+        }
+        if (!is_chosen)
+            continue;
+        final[final_count++] = list[i];
+        if (i < count)
+            mask[i / 8] = (uint8_t)(mask[i / 8] | 1 << i % 8);
+        else
+            has_row = true;
+    }
+    sk_links_set(self, node, final, final_count);
+    sk_delta_keep(self, node, mask, has_row ? row : SK_NO_ROW);
+}
+
+/* No neighbour wanted the row: the nearest one that can spare an edge gives it up. */
+static bool force_back_edge(struct sk_index *self, uint32_t row, const uint32_t *nodes,
+                            uint32_t count)
+{
+    uint32_t list[SK_DEGREE_MAX];
+    for (uint32_t n = 0; n < count; n++) {
+        uint32_t length = sk_links_get(self, nodes[n], list);
+        if (length < self->degree) {
+            sk_links_append(self, nodes[n], length, row);
+            sk_delta_append(self, nodes[n], row);
+            return true;
+        }
+        for (uint32_t i = length; i-- > 0;)
+            if (*sk_in_degree_of(self, list[i]) > 1) {
+                list[i] = row;
+                sk_links_set(self, nodes[n], list, length);
+                sk_delta_list(self, nodes[n]);
+                return true;
+            }
+    }
+    return false;
+}
+
+/* Fills self->candidates with the live rows near `row`, sorted by distance; returns how many. */
+static SK_CHECKED enum sk_err find_candidates(struct sk_index *self,
+                                              const struct sk_generation *generation, uint32_t row,
+                                              uint32_t *count, struct sk_diag *d)
+{
+    struct sk_counters counters = {0};
+    const struct sk_deadline none = {0};
+    const uint32_t ef = self->params.ef_construction;
+    bool is_truncated = false;
+    *count = 0;
+    if (!sk_scratch_fit(&self->scratch, sk_row_count(self), ef, 1) ||
+        !sk_scratch_fit_candidates(self, ef + SK_DEGREE_MAX + 1))
+        return sk_fail(d, SK_ERR_NOMEM, "no memory to link row %u", row);
+    sk_prepare_row(self, generation, row, &self->scratch.prepared);
+    sk_beam_search(self, generation, &self->scratch, ef, &none, &counters, &is_truncated);
+    uint32_t found = 0;
+    for (uint32_t i = 0; i < self->scratch.beam_count; i++) {
+        uint32_t other = sk_key_row(self->scratch.beam[i]);
+        if (other != row && sk_state(self, other) == SK_ROW_LIVE)
+            self->candidates[found++] = sk_key(0, other);
+    }
+    rank(self, generation, row, self->candidates, found);
+    *count = found;
+    return SK_ERR_OK;
+}
+
+static void link_back(struct sk_index *self, const struct sk_generation *generation, uint32_t row,
+                      const uint32_t *chosen, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        add_back_edge(self, generation, chosen[i], row);
+    if (count > 0 && *sk_in_degree_of(self, row) == 0 && !force_back_edge(self, row, chosen, count))
+        (void)sk_row_list_push(&self->orphans, row); /* tried again by the next step */
+}
+
+enum sk_err sk_graph_link(struct sk_index *self, uint32_t row, struct sk_diag *d)
+{
+    struct sk_generation *generation = sk_generation_now(self);
+    uint32_t chosen[SK_DEGREE_MAX], candidate_count;
+    enum sk_err rc = sk_delta_reserve(self, sk_delta_insert_bytes_max(self), d);
+    if (rc == SK_ERR_OK)
+        rc = find_candidates(self, generation, row, &candidate_count, d);
+    if (rc != SK_ERR_OK)
+        return rc;
+    uint32_t count = prune(self, generation, self->candidates, candidate_count, self->degree,
+                           self->degree, chosen);
+    sk_links_set(self, row, chosen, count);
+    sk_delta_insert(self, row);
+    sk_state_set(self, row, SK_ROW_LIVE);
+    link_back(self, generation, row, chosen, count);
+    return SK_ERR_OK;
+}
+
+/* Live links and the live links of the dead ones; true when they are enough to choose from. */
+static bool repair_candidates(struct sk_index *self, uint32_t row, uint32_t *count)
+{
+    uint32_t list[SK_DEGREE_MAX], second[SK_DEGREE_MAX];
+    const uint32_t length = sk_links_get(self, row, list);
+    uint32_t found = 0;
+    if (!sk_scratch_fit_candidates(self, REPAIR_CANDIDATES_MAX + SK_DEGREE_MAX) ||
+        !sk_scratch_fit(&self->scratch, sk_row_count(self), 1, 1))
+        return false;
+    (void)sk_visit(&self->scratch, row);
+    for (uint32_t i = 0; i < length; i++)
+        if (sk_state(self, list[i]) == SK_ROW_LIVE && sk_visit(&self->scratch, list[i]))
+            self->candidates[found++] = sk_key(0, list[i]);
+    for (uint32_t i = 0; i < length; i++) {
+        if (sk_state(self, list[i]) == SK_ROW_LIVE)
+            continue;
+        uint32_t second_length = sk_links_get(self, list[i], second);
+        for (uint32_t j = 0; j < second_length && found < REPAIR_CANDIDATES_MAX; j++)
+            if (sk_state(self, second[j]) == SK_ROW_LIVE && sk_visit(&self->scratch, second[j]))
+                self->candidates[found++] = sk_key(0, second[j]);
+    }
+    sk_scratch_unvisit(&self->scratch);
+    *count = found;
+    return found >= self->degree / 2;
+}
+
+enum sk_err sk_graph_repair(struct sk_index *self, uint32_t row, struct sk_diag *d)
+{
+    struct sk_generation *generation = sk_generation_now(self);
+    uint32_t old[SK_DEGREE_MAX], chosen[SK_DEGREE_MAX], count = 0;
+    enum sk_err rc = sk_delta_reserve(self, sk_delta_insert_bytes_max(self), d);
+    if (rc != SK_ERR_OK)
+        return rc;
+    if (repair_candidates(self, row, &count)) {
+        rank(self, generation, row, self->candidates, count);
+    } else {
+        rc = find_candidates(self, generation, row, &count, d);
+        if (rc != SK_ERR_OK)
+            return rc;
+    }
+    uint32_t chosen_count =
+        prune(self, generation, self->candidates, count, self->degree, self->prune_to, chosen);
+    /* Old live links whose rows have no other way in stay. */
+    const uint32_t old_count = sk_links_get(self, row, old);
+    for (uint32_t i = 0; i < old_count && chosen_count < self->degree; i++) {
+        bool is_needed =
+            sk_state(self, old[i]) == SK_ROW_LIVE && *sk_in_degree_of(self, old[i]) == 1;
+        for (uint32_t j = 0; j < chosen_count && is_needed; j++)
+            is_needed = chosen[j] != old[i];
+        if (is_needed)
+            chosen[chosen_count++] = old[i];
+    }
+    sk_links_set(self, row, chosen, chosen_count);
+    sk_delta_list(self, row);
+    return SK_ERR_OK;
+}
+
+enum sk_err sk_graph_attach_orphan(struct sk_index *self, uint32_t row, struct sk_diag *d)
+{
+    struct sk_generation *generation = sk_generation_now(self);
+    uint32_t chosen[SK_DEGREE_MAX], count;
+    enum sk_err rc = sk_delta_reserve(self, sk_delta_insert_bytes_max(self), d);
+    if (rc == SK_ERR_OK)
+        rc = find_candidates(self, generation, row, &count, d);
+    if (rc != SK_ERR_OK)
+        return rc;
+    uint32_t chosen_count =
+        prune(self, generation, self->candidates, count, self->degree, self->prune_to, chosen);
+    sk_links_set(self, row, chosen, chosen_count);
+    sk_delta_list(self, row);
+    link_back(self, generation, row, chosen, chosen_count);
+    return SK_ERR_OK;
+}
+
+/* ---- entries ---- */
+
+static void entry_set(struct sk_index *self, uint32_t at, uint32_t row)
+{
+    atomic_store_explicit(&self->entries[at], row, memory_order_release);
+    if (sk_delta_reserve(self, 16, NULL) == SK_ERR_OK)
+        sk_delta_entry(self, at, row);
+}
+
+/* The first entry is the row nearest to the centre. */
+void sk_entries_consider(struct sk_index *self, uint32_t row)
+{
+    const struct sk_generation *generation = sk_generation_now(self);
+    uint32_t entry = atomic_load_explicit(&self->entries[0], memory_order_relaxed);
+    if (entry == SK_NO_ROW || (sk_state(self, row) == SK_ROW_LIVE &&
+                               sk_factors_of(self, generation, row)->norm_sq <
+                                   0.98F * sk_factors_of(self, generation, entry)->norm_sq))
+        entry_set(self, 0, row);
+}
+
+static uint32_t nearest_to_centre(const struct sk_index *self)
+{
+    const struct sk_generation *generation = sk_generation_now(self);
+    const uint32_t row_count = sk_row_count(self);
+    uint32_t best = SK_NO_ROW;
+    for (uint32_t row = 0; row < row_count; row++)
+        if (sk_state(self, row) == SK_ROW_LIVE &&
+            (best == SK_NO_ROW || sk_factors_of(self, generation, row)->norm_sq <
+                                      sk_factors_of(self, generation, best)->norm_sq))
+            best = row;
+    return best;
+}
+
+/* Entries must not be rows that are about to go. */
+void sk_entries_mend(struct sk_index *self)
+{
+    for (uint32_t at = 0; at < SK_ENTRY_COUNT; at++) {
+        uint32_t entry = atomic_load_explicit(&self->entries[at], memory_order_relaxed);
+        if (entry == SK_NO_ROW || sk_state(self, entry) == SK_ROW_LIVE)
+            continue;
+        entry_set(self, at, at == 0 ? nearest_to_centre(self) : SK_NO_ROW);
+    }
+}
+
+void sk_entries_renew(struct sk_index *self)
+{
+    if (self->params.kind == SK_INDEX_HNSW)
+        entry_set(self, 0, nearest_to_centre(self));
+}

@@ -1,0 +1,356 @@
+/* Inside the index library only. How the parts fit:
+ *   region.c   arrays at fixed addresses      codes.c   vectors to codes, distances, generations
+ *   graph.c    beam search, linking, pruning  search.c  what readers run
+ *   maintain.c tombstones, sweeps, epochs     delta.c   the log of changes
+ *   image.c    checkpoints                    check.c   the checker
+ * Shared between the writer and readers: row states, links, entries, row_count, the generation
+ * pointer and the epochs, all atomic. A row's codes are written before the first link to it is
+ * published and are not touched again until no reader can hold its number: reading them needs no
+ * atomics. */
+#ifndef SK_INDEX_INTERNAL_H
+#define SK_INDEX_INTERNAL_H
+
+#include "actors/shard-worker/index/index.h"
+
+#include <stdatomic.h>
+
+enum {
+    SK_ENTRY_COUNT = 16,
+    SK_DEGREE_MAX = 2 * SK_INDEX_M_MAX,
+    SK_DELTA_HEADER_BYTES = 16,
+    SK_FACTOR_BYTES = 20,
+};
+#define SK_NO_ROW UINT32_MAX
+
+enum sk_row_state {
+    SK_ROW_EMPTY = 0, /* never used, or let go of */
+    SK_ROW_LIVE = 1,
+    SK_ROW_DEAD = 2,   /* tombstone: traversed, never returned */
+    SK_ROW_SWEPT = 3,  /* tombstone that the running sweep is removing from all lists */
+    SK_ROW_RETIRED = 4 /* nothing links to it; waits until the last reader has left */
+};
+
+/* Reserved address space of which the first part is committed; never moves. */
+struct sk_region {
+    uint8_t *base;
+    size_t reserved;
+    size_t committed;
+};
+bool sk_region_reserve(struct sk_region *self, size_t bytes);
+void sk_region_release(struct sk_region *self);
+/* Bytes that committing up to `bytes` would add. */
+size_t sk_region_growth(const struct sk_region *self, size_t bytes);
+bool sk_region_commit(struct sk_region *self, size_t bytes);
+
+/* Behind the 4-bit code of each row. */
+struct sk_factors {
+    float norm_sq;     /* |x|2 of the centred vector */
+    float multiplier;  /* distance = norm_sq - multiplier x <query, code - 7.5> */
+    float plane_scale; /* x is about plane_scale x the 8-bit code */
+    float plane_error; /* length of what that leaves out: certified */
+    float raw_norm_sq; /* |v|2 before centring */
+};
+_Static_assert(sizeof(struct sk_factors) == SK_FACTOR_BYTES, "factors have no padding");
+
+/* Codes that share one centre. Replaced as a whole (codes.c), the graph stays. */
+struct sk_generation {
+    uint32_t number;
+    struct sk_region codes;  /* row x code_stride */
+    struct sk_region planes; /* row x padded */
+    float *mean;             /* rotated, padded floats */
+};
+
+struct sk_counters {
+    uint64_t hops, distances, reranks, retries;
+};
+
+/* A query or a row that is being linked, ready for distances. */
+struct sk_prepared {
+    float *vector;  /* rotated (and centred where the metric wants it) */
+    int8_t *narrow; /* for traversal */
+    int16_t *wide;  /* for the 8-bit codes */
+    float narrow_scale, narrow_bias;
+    float wide_scale, wide_error;
+    float norm_sq, norm;
+    float add_weight; /* 0 for inner-product queries: rank by -<q, x> alone */
+    float offset;     /* inner-product queries: <q, mean> */
+    bool is_augmented;
+    float augmented;
+};
+
+struct sk_scratch {
+    uint64_t *visited;
+    uint32_t *touched;
+    uint32_t visited_words, touched_count;
+    uint64_t *beam;
+    uint32_t beam_capacity, beam_count;
+    uint64_t *heap; /* filtered search: nodes not expanded yet */
+    uint32_t heap_capacity, heap_count;
+    uint64_t *keys; /* candidates of scans and re-ranks */
+    float *values;
+    uint32_t keys_capacity;
+    struct sk_prepared prepared;
+    float *raw;
+};
+
+struct sk_reader_slot {
+    _Alignas(64) _Atomic uint64_t epoch; /* 0: not inside a search */
+    _Atomic bool is_used;
+};
+
+struct sk_index_reader {
+    struct sk_index *index;
+    uint32_t slot;
+    struct sk_scratch scratch;
+};
+
+enum sk_maintain_stage {
+    SK_STAGE_IDLE,
+    SK_STAGE_MARK,
+    SK_STAGE_LINKS,
+    SK_STAGE_WAIT,
+    SK_STAGE_FREE,
+    SK_STAGE_ENCODE,  /* renewing the codes */
+    SK_STAGE_PUBLISH, /* waits for a running checkpoint */
+    SK_STAGE_DISCARD, /* waits until no reader uses the old codes */
+};
+
+struct sk_row_list {
+    uint32_t *rows;
+    uint32_t count, capacity;
+};
+
+struct sk_checkpoint {
+    bool is_running;
+    unsigned section;
+    size_t offset;
+    uint64_t hash;
+    size_t section_count;
+    struct {
+        const uint8_t *bytes;
+        size_t size;
+    } sections[8];
+    uint8_t *frozen; /* copies of what can change */
+};
+
+struct sk_index {
+    /* settings */
+    struct sk_index_params params;
+    struct sk_index_source source;
+    const struct sk_kernels *kernels;
+    struct sk_rotation rotation;
+    uint32_t *rotation_words;
+    uint32_t padded, degree, links_stride; /* stride in ids */
+    uint32_t code_bytes, code_stride;      /* code_bytes 0: traversal on the 8-bit codes */
+    uint32_t row_bytes, rows_max;
+    float alpha;
+    uint32_t prune_to;
+
+    /* shared with readers */
+    _Atomic uint32_t row_count; /* one past the highest row ever used */
+    _Atomic uint32_t live_count, dead_count;
+    _Atomic(struct sk_generation *) generation;
+    _Atomic uint32_t entries[SK_ENTRY_COUNT];
+    struct sk_region states; /* _Atomic uint8_t */
+    struct sk_region links;  /* _Atomic uint32_t x links_stride */
+    _Atomic uint64_t epoch;
+    _Atomic uint64_t memory_bytes, watermark;
+    _Atomic uint32_t generation_number;
+    _Atomic bool is_sweeping;
+    struct sk_reader_slot readers[SK_INDEX_READERS_MAX];
+
+    /* writer */
+    struct sk_region lseqs;      /* uint64_t */
+    struct sk_region in_degrees; /* uint32_t */
+    struct sk_scratch scratch;
+    uint64_t *candidates; /* of linking: (distance, row) */
+    uint32_t candidates_capacity;
+    float max_norm_sq; /* inner product: the length that rows are padded to */
+    double *sum;       /* of the rotated vectors of all inserts, for the mean */
+    uint64_t sum_count;
+    uint64_t mean_check_at;
+    struct sk_row_list orphans, reclaimed;
+    bool is_loading;
+    uint64_t *needs_code; /* bitmap while loading */
+    uint32_t needs_code_words;
+
+    enum sk_maintain_stage stage;
+    uint32_t cursor;
+    uint64_t wait_epoch;
+    struct sk_generation *next, *old;
+
+    uint8_t *delta;
+    size_t delta_size, delta_capacity;
+    bool delta_was_taken;
+    uint64_t delta_log_bytes;
+    struct sk_checkpoint checkpoint;
+};
+
+/* ---- rows ---- */
+static inline _Atomic uint8_t *sk_state_of(const struct sk_index *self, uint32_t row)
+{
+    return (_Atomic uint8_t *)self->states.base + row;
+}
+static inline enum sk_row_state sk_state(const struct sk_index *self, uint32_t row)
+{
+    return (enum sk_row_state)atomic_load_explicit(sk_state_of(self, row), memory_order_acquire);
+}
+static inline void sk_state_set(struct sk_index *self, uint32_t row, enum sk_row_state state)
+{
+    atomic_store_explicit(sk_state_of(self, row), (uint8_t)state, memory_order_release);
+}
+static inline _Atomic uint32_t *sk_links_of(const struct sk_index *self, uint32_t row)
+{
+    return (_Atomic uint32_t *)(void *)self->links.base + (size_t)row * self->links_stride;
+}
+static inline uint64_t *sk_lseq_of(const struct sk_index *self, uint32_t row)
+{
+    return (uint64_t *)(void *)self->lseqs.base + row;
+}
+static inline uint32_t *sk_in_degree_of(const struct sk_index *self, uint32_t row)
+{
+    return (uint32_t *)(void *)self->in_degrees.base + row;
+}
+static inline uint32_t sk_row_count(const struct sk_index *self)
+{
+    return atomic_load_explicit(&self->row_count, memory_order_acquire);
+}
+static inline struct sk_generation *sk_generation_now(const struct sk_index *self)
+{
+    return atomic_load_explicit(&self->generation, memory_order_acquire);
+}
+SK_CHECKED enum sk_err sk_rows_commit(struct sk_index *self, uint32_t row_count, struct sk_diag *d);
+/* Copies the list; returns its length. */
+uint32_t sk_links_get(const struct sk_index *self, uint32_t row, uint32_t *out);
+/* Replaces the list and keeps the in-degrees; rows whose last in-link goes are queued as orphans.
+ */
+void sk_links_set(struct sk_index *self, uint32_t row, const uint32_t *rows, uint32_t count);
+void sk_links_append(struct sk_index *self, uint32_t row, uint32_t at, uint32_t id);
+bool sk_row_list_push(struct sk_row_list *self, uint32_t row);
+
+/* ---- codes.c ---- */
+static inline const uint8_t *sk_code_of(const struct sk_index *self,
+                                        const struct sk_generation *generation, uint32_t row)
+{
+    return generation->codes.base + (size_t)row * self->code_stride;
+}
+static inline const struct sk_factors *
+sk_factors_of(const struct sk_index *self, const struct sk_generation *generation, uint32_t row)
+{
+    return (const struct sk_factors *)(const void *)(sk_code_of(self, generation, row) +
+                                                     self->code_bytes);
+}
+static inline int8_t *sk_plane_of(const struct sk_index *self,
+                                  const struct sk_generation *generation, uint32_t row)
+{
+    return (int8_t *)generation->planes.base + (size_t)row * self->padded;
+}
+float sk_augmented(const struct sk_index *self, float raw_norm_sq);
+struct sk_generation *sk_generation_new(const struct sk_index *self, uint32_t number);
+void sk_generation_destroy(struct sk_generation **generation);
+bool sk_generation_commit(struct sk_index *self, struct sk_generation *generation,
+                          uint32_t row_count);
+/* vector -> rotated (not centred) in out (padded floats); normalised under cosine. */
+void sk_rotate(const struct sk_index *self, const float *vector, float *out);
+/* Writes the codes of a row from its rotated vector; rotated is centred in place. */
+void sk_encode(const struct sk_index *self, struct sk_generation *generation, uint32_t row,
+               float *rotated, float raw_norm_sq, float error_before);
+/* The 8-bit code of a row as floats (centred). */
+void sk_decode(const struct sk_index *self, const struct sk_generation *generation, uint32_t row,
+               float *out);
+/* A reader's query from the user's vector. */
+void sk_prepare_query(const struct sk_index *self, const struct sk_generation *generation,
+                      const float *vector, struct sk_prepared *out);
+/* The query that finds neighbours of a row whose codes are written. */
+void sk_prepare_row(const struct sk_index *self, const struct sk_generation *generation,
+                    uint32_t row, struct sk_prepared *out);
+float sk_distance_short(const struct sk_index *self, const struct sk_generation *generation,
+                        const struct sk_prepared *query, uint32_t row);
+/* By the 8-bit code; *error: how far it can be off. */
+float sk_distance_plane(const struct sk_index *self, const struct sk_generation *generation,
+                        const struct sk_prepared *query, uint32_t row, float *error);
+/* Between two rows, for pruning. */
+float sk_distance_rows(const struct sk_index *self, const struct sk_generation *generation,
+                       uint32_t a, uint32_t b);
+/* Internal distance to the user's score. */
+float sk_score_of(const struct sk_index *self, const struct sk_prepared *query, float distance);
+void sk_mean_add(struct sk_index *self, const float *rotated);
+bool sk_mean_wants_renewal(struct sk_index *self);
+void sk_prefetch_code(const struct sk_index *self, const struct sk_generation *generation,
+                      uint32_t row);
+
+/* ---- graph.c ---- */
+bool sk_scratch_init(struct sk_scratch *self, const struct sk_index *index);
+void sk_scratch_deinit(struct sk_scratch *self);
+bool sk_scratch_fit(struct sk_scratch *self, uint32_t row_count, uint32_t beam, uint32_t keys);
+bool sk_scratch_fit_heap(struct sk_scratch *self, uint32_t count);
+void sk_scratch_unvisit(struct sk_scratch *self);
+static inline bool sk_visit(struct sk_scratch *self, uint32_t row)
+{
+    uint64_t *word = &self->visited[row / 64];
+    const uint64_t bit = 1ULL << row % 64;
+    if ((*word & bit) != 0)
+        return false;
+    if (*word == 0)
+        self->touched[self->touched_count++] = row / 64;
+    *word |= bit;
+    return true;
+}
+/* In a key: distance (ordered) << 32 | row << 1 | was expanded. */
+static inline uint64_t sk_key(float distance, uint32_t row)
+{
+    return (uint64_t)sk_float_ordered(distance) << 32 | (uint64_t)row << 1;
+}
+static inline uint32_t sk_key_row(uint64_t key)
+{
+    return (uint32_t)key >> 1;
+}
+static inline float sk_key_distance(uint64_t key)
+{
+    return sk_float_from_ordered((uint32_t)(key >> 32));
+}
+struct sk_deadline {
+    const struct sk_index_clock *clock; /* NULL: none */
+    uint64_t at_us;
+};
+bool sk_deadline_passed(const struct sk_deadline *deadline);
+/* The ef nearest rows that a walk finds, tombstones among them, in scratch->beam. */
+void sk_beam_search(const struct sk_index *self, const struct sk_generation *generation,
+                    struct sk_scratch *scratch, uint32_t ef, const struct sk_deadline *deadline,
+                    struct sk_counters *counters, bool *is_truncated);
+SK_CHECKED enum sk_err sk_graph_link(struct sk_index *self, uint32_t row, struct sk_diag *d);
+/* New links for a live row that lost some. */
+SK_CHECKED enum sk_err sk_graph_repair(struct sk_index *self, uint32_t row, struct sk_diag *d);
+SK_CHECKED enum sk_err sk_graph_attach_orphan(struct sk_index *self, uint32_t row,
+                                              struct sk_diag *d);
+bool sk_scratch_fit_candidates(struct sk_index *self, uint32_t count);
+void sk_beam_push(struct sk_scratch *scratch, uint32_t ef, uint64_t key);
+uint32_t sk_gather(const struct sk_index *self, const struct sk_generation *generation,
+                   struct sk_scratch *scratch, uint32_t row, uint32_t *fresh);
+void sk_entries_consider(struct sk_index *self, uint32_t row);
+void sk_entries_mend(struct sk_index *self);
+void sk_entries_renew(struct sk_index *self); /* after the centre has moved */
+
+/* ---- maintain.c ---- */
+uint64_t sk_epoch_enter(const struct sk_index *self, uint32_t slot);
+void sk_epoch_leave(const struct sk_index *self, uint32_t slot);
+/* Takes every SWEPT row out of all lists and lets go of it, at once (no readers). */
+SK_CHECKED enum sk_err sk_sweep_now(struct sk_index *self, struct sk_diag *d);
+/* New codes around the given mean, at once (no readers). */
+SK_CHECKED enum sk_err sk_renew_now(struct sk_index *self, uint32_t number, const float *mean,
+                                    struct sk_diag *d);
+
+/* ---- delta.c ---- */
+SK_CHECKED enum sk_err sk_delta_reserve(struct sk_index *self, size_t bytes, struct sk_diag *d);
+size_t sk_delta_insert_bytes_max(const struct sk_index *self);
+void sk_delta_insert(struct sk_index *self, uint32_t row);
+void sk_delta_append(struct sk_index *self, uint32_t row, uint32_t id);
+void sk_delta_keep(struct sk_index *self, uint32_t row, const uint8_t *mask, uint32_t id);
+void sk_delta_list(struct sk_index *self, uint32_t row);
+void sk_delta_row(struct sk_index *self, bool is_free, uint32_t row);
+void sk_delta_mean(struct sk_index *self, uint32_t number, const float *mean);
+void sk_delta_entry(struct sk_index *self, uint32_t at, uint32_t row);
+uint64_t sk_hash(uint64_t seed, const void *bytes, size_t size);
+size_t sk_image_bytes(const struct sk_index *self);
+
+#endif

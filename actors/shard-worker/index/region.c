@@ -1,0 +1,71 @@
+/* Arrays that never move: address space is reserved once, memory is committed as rows come. */
+#include "actors/shard-worker/index/internal.h"
+
+#include <sys/mman.h>
+
+#define HUGE_BYTES ((size_t)2 << 20)
+#define SMALL_STEP_BYTES ((size_t)64 << 10)
+#define HUGE_FROM_BYTES ((size_t)16 << 20) /* smaller arrays are not worth whole huge pages */
+
+bool sk_region_reserve(struct sk_region *self, size_t bytes)
+{
+    size_t reserved = (bytes + HUGE_BYTES - 1) / HUGE_BYTES * HUGE_BYTES;
+    size_t mapped_bytes = reserved + HUGE_BYTES;
+    *self = (struct sk_region){0};
+    uint8_t *mapped =
+        mmap(NULL, mapped_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (mapped == MAP_FAILED)
+        return false;
+    size_t before = (HUGE_BYTES - (uintptr_t)mapped % HUGE_BYTES) % HUGE_BYTES;
+    if (before > 0)
+        munmap(mapped, before);
+    if (before < HUGE_BYTES)
+        munmap(mapped + before + reserved, HUGE_BYTES - before);
+    self->base = mapped + before;
+    self->reserved = reserved;
+    return true;
+}
+
+void sk_region_release(struct sk_region *self)
+{
+    if (self->base != NULL)
+        munmap(self->base, self->reserved);
+    *self = (struct sk_region){0};
+}
+
+/* Grows by an eighth, so that a commit is rare and little is committed in vain. */
+static size_t target(const struct sk_region *self, size_t bytes)
+{
+    size_t wanted = self->committed + self->committed / 8;
+    if (wanted < bytes)
+        wanted = bytes;
+    size_t step = wanted >= HUGE_FROM_BYTES ? HUGE_BYTES : SMALL_STEP_BYTES;
+    wanted = (wanted + step - 1) / step * step;
+    return wanted < self->reserved ? wanted : self->reserved;
+}
+
+size_t sk_region_growth(const struct sk_region *self, size_t bytes)
+{
+    return bytes <= self->committed ? 0 : target(self, bytes) - self->committed;
+}
+
+bool sk_region_commit(struct sk_region *self, size_t bytes)
+{
+    if (bytes <= self->committed)
+        return true;
+    if (bytes > self->reserved)
+        return false;
+    size_t wanted = target(self, bytes);
+    if (mprotect(self->base + self->committed, wanted - self->committed, PROT_READ | PROT_WRITE) !=
+        0)
+        return false;
+    if (wanted >= HUGE_FROM_BYTES) {
+        (void)madvise(self->base, wanted, MADV_HUGEPAGE); /* everything works without */
+#ifdef MADV_COLLAPSE
+        if (self->committed < HUGE_FROM_BYTES && self->committed > 0)
+            (void)madvise(self->base, self->committed / HUGE_BYTES * HUGE_BYTES, MADV_COLLAPSE);
+#endif
+    }
+    self->committed = wanted;
+    return true;
+}

@@ -1,0 +1,457 @@
+/* What readers run: walks, filtered walks and scans; no locks, no waiting. */
+#include "actors/shard-worker/index/internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+enum { EF_DEFAULT = 64, SCAN_DEADLINE_ROWS = 1024, SCAN_KEYS_FIRST = 4096, DEADLINE_HOPS = 32 };
+
+/* One search on its way. */
+struct search {
+    const struct sk_index *index;
+    const struct sk_generation *generation;
+    struct sk_scratch *scratch;
+    const struct sk_index_query *query;
+    struct sk_index_result *result;
+    struct sk_deadline deadline;
+    struct sk_counters counters;
+    uint32_t row_count, ef;
+    float worst; /* internal distance; rows surely beyond it are left out */
+};
+
+uint32_t sk_index_result_rows(uint32_t k)
+{
+    return k + k / 2 + 16;
+}
+
+enum sk_err sk_index_reader_new(struct sk_index_reader **out, struct sk_index *index,
+                                struct sk_diag *d)
+{
+    *out = NULL;
+    struct sk_index_reader *self = calloc(1, sizeof *self);
+    if (self == NULL || !sk_scratch_init(&self->scratch, index)) {
+        free(self);
+        return sk_fail(d, SK_ERR_NOMEM, "no memory for a reader");
+    }
+    for (uint32_t slot = 0; slot < SK_INDEX_READERS_MAX; slot++) {
+        bool is_used = false;
+        if (atomic_compare_exchange_strong(&index->readers[slot].is_used, &is_used, true)) {
+            self->index = index;
+            self->slot = slot;
+            *out = self;
+            return SK_ERR_OK;
+        }
+    }
+    sk_scratch_deinit(&self->scratch);
+    free(self);
+    return sk_fail(d, SK_ERR_BUSY, "all %d readers of the index are in use", SK_INDEX_READERS_MAX);
+}
+
+void sk_index_reader_destroy(struct sk_index_reader **self)
+{
+    if (*self == NULL)
+        return;
+    atomic_store(&(*self)->index->readers[(*self)->slot].is_used, false);
+    sk_scratch_deinit(&(*self)->scratch);
+    free(*self);
+    *self = NULL;
+}
+
+static bool matches(const struct search *s, uint32_t row)
+{
+    if (sk_state(s->index, row) != SK_ROW_LIVE)
+        return false;
+    const struct sk_index_filter *filter = s->query->filter;
+    if (filter == NULL)
+        return true;
+    if (filter->words != NULL)
+        return row / 64 < filter->word_count && (filter->words[row / 64] >> row % 64 & 1) != 0;
+    return filter->accepts == NULL || filter->accepts(filter->impl, row);
+}
+
+/* ---- complete scan ---- */
+
+/* The k smallest upper bounds seen so far, the largest on top. */
+struct bounds {
+    uint64_t *heap;
+    uint32_t count, k;
+};
+
+static void bounds_add(struct bounds *self, float upper)
+{
+    uint64_t key = sk_float_ordered(upper);
+    uint32_t at;
+    if (self->count < self->k) {
+        at = self->count++;
+        while (at > 0 && self->heap[(at - 1) / 2] < key) {
+            self->heap[at] = self->heap[(at - 1) / 2];
+            at = (at - 1) / 2;
+        }
+        self->heap[at] = key;
+        return;
+    }
+    if (key >= self->heap[0])
+        return;
+    at = 0;
+    for (uint32_t child = 1; child < self->count; child = 2 * at + 1) {
+        if (child + 1 < self->count && self->heap[child + 1] > self->heap[child])
+            child++;
+        if (self->heap[child] <= key)
+            break;
+        self->heap[at] = self->heap[child];
+        at = child;
+    }
+    self->heap[at] = key;
+}
+
+static bool is_within(const struct search *s, const struct bounds *bounds, float lower)
+{
+    return lower <= s->worst &&
+           (bounds->count < bounds->k || sk_float_ordered(lower) <= (uint32_t)bounds->heap[0]);
+}
+
+/* Drops what has become hopeless; grows the buffer when that did not help. */
+static bool scan_make_room(const struct search *s, const struct bounds *bounds, uint32_t *count)
+{
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < *count; i++)
+        if (is_within(s, bounds, sk_key_distance(s->scratch->keys[i])))
+            s->scratch->keys[kept++] = s->scratch->keys[i];
+    *count = kept;
+    return kept < s->scratch->keys_capacity / 2 ||
+           sk_scratch_fit(s->scratch, s->row_count, s->query->k, s->scratch->keys_capacity * 2);
+}
+
+static bool scan_row(struct search *s, struct bounds *bounds, uint32_t row, uint32_t *count)
+{
+    float error;
+    if (!matches(s, row))
+        return true;
+    float distance = sk_distance_plane(s->index, s->generation, &s->scratch->prepared, row, &error);
+    s->counters.reranks++;
+    if (!is_within(s, bounds, distance - error))
+        return true;
+    if (*count == s->scratch->keys_capacity && !scan_make_room(s, bounds, count))
+        return false;
+    bounds_add(bounds, distance + error);
+    s->scratch->keys[(*count)++] = sk_key(distance - error, row);
+    return true;
+}
+
+static bool scan_should_stop(struct search *s, uint32_t *until_check)
+{
+    if ((*until_check)-- > 0)
+        return false;
+    *until_check = SCAN_DEADLINE_ROWS;
+    if (!sk_deadline_passed(&s->deadline))
+        return false;
+    s->result->is_truncated = true;
+    return true;
+}
+
+/* Rows in the order of the filter's bits, or all of them. */
+static bool scan_rows(struct search *s, struct bounds *bounds, uint32_t *count)
+{
+    const struct sk_index_filter *filter = s->query->filter;
+    uint32_t until_check = SCAN_DEADLINE_ROWS;
+    if (filter == NULL || filter->words == NULL) {
+        for (uint32_t row = 0; row < s->row_count; row++)
+            if (scan_should_stop(s, &until_check))
+                return true;
+            else if (!scan_row(s, bounds, row, count))
+                return false;
+        return true;
+    }
+    for (uint32_t word = 0; word < filter->word_count && word <= s->row_count / 64; word++)
+        for (uint64_t bits = filter->words[word]; bits != 0; bits &= bits - 1) {
+            uint32_t row = word * 64 + (uint32_t)__builtin_ctzll(bits);
+            if (row >= s->row_count || scan_should_stop(s, &until_check))
+                return true;
+            if (!scan_row(s, bounds, row, count))
+                return false;
+        }
+    return true;
+}
+
+static void emit(struct search *s, uint32_t count)
+{
+    struct sk_index_result *result = s->result;
+    const uint64_t *keys = s->scratch->keys;
+    if (count > result->capacity)
+        count = result->capacity;
+    for (uint32_t i = 0; i < count; i++) {
+        result->rows[i] = sk_key_row(keys[i]);
+        result->scores[i] = sk_score_of(s->index, &s->scratch->prepared, sk_key_distance(keys[i]));
+    }
+    result->count = count;
+}
+
+static enum sk_err scan(struct search *s, struct sk_diag *d)
+{
+    struct sk_scratch *scratch = s->scratch;
+    uint32_t count = 0, kept = 0;
+    float error;
+    if (!sk_scratch_fit(scratch, s->row_count, s->query->k, SCAN_KEYS_FIRST))
+        return sk_fail(d, SK_ERR_NOMEM, "no memory for a scan");
+    struct bounds bounds = {scratch->beam, 0, s->query->k};
+    if (!scan_rows(s, &bounds, &count))
+        return sk_fail(d, SK_ERR_NOMEM, "no memory for a scan");
+    for (uint32_t i = 0; i < count; i++) {
+        if (!is_within(s, &bounds, sk_key_distance(scratch->keys[i])))
+            continue;
+        uint32_t row = sk_key_row(scratch->keys[i]);
+        float distance =
+            sk_distance_plane(s->index, s->generation, &scratch->prepared, row, &error);
+        scratch->keys[kept++] = sk_key(distance, row);
+    }
+    sk_select_smallest(scratch->keys, kept, s->result->capacity);
+    emit(s, kept);
+    s->result->is_certain = kept <= s->result->capacity && !s->result->is_truncated;
+    return SK_ERR_OK;
+}
+
+/* ---- walks ---- */
+
+/* The best of the beam by their 8-bit codes, and those after the k-th that these cannot tell from
+ * it. */
+static enum sk_err rank_beam(struct search *s, struct sk_diag *d)
+{
+    struct sk_scratch *scratch = s->scratch;
+    const uint32_t wanted = 2 * s->query->k + s->ef / 4;
+    uint32_t count = 0;
+    float error = 0;
+    if (!sk_scratch_fit(scratch, s->row_count, s->ef, wanted + 1))
+        return sk_fail(d, SK_ERR_NOMEM, "no memory for %u candidates", wanted);
+    for (uint32_t i = 0; i < scratch->beam_count && count < wanted; i++) {
+        uint32_t row = sk_key_row(scratch->beam[i]);
+        if (sk_state(s->index, row) == SK_ROW_LIVE)
+            scratch->keys[count++] = sk_key(0, row);
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        if (i + 3 < count) {
+            const int8_t *ahead =
+                sk_plane_of(s->index, s->generation, sk_key_row(scratch->keys[i + 3]));
+            for (uint32_t line = 0; line < s->index->padded; line += 64)
+                __builtin_prefetch(ahead + line);
+        }
+        uint32_t row = sk_key_row(scratch->keys[i]);
+        float distance =
+            sk_distance_plane(s->index, s->generation, &scratch->prepared, row, &error);
+        scratch->keys[i] = sk_key(distance, row);
+    }
+    s->counters.reranks += count;
+    sk_select_smallest(scratch->keys, count, count);
+    uint32_t kept = count < s->query->k ? count : s->query->k;
+    if (kept > 0) {
+        /* The bound is for the worst direction; by chance it is smaller by the root of the
+         * dimension. */
+        float margin = 4 * error / sqrtf((float)s->index->padded);
+        float last = sk_key_distance(scratch->keys[kept - 1]) + margin;
+        while (kept < count && sk_key_distance(scratch->keys[kept]) <= last)
+            kept++;
+        while (kept > 0 && sk_key_distance(scratch->keys[kept - 1]) > s->worst + margin)
+            kept--;
+    }
+    emit(s, kept);
+    return SK_ERR_OK;
+}
+
+static void heap_push(struct sk_scratch *scratch, uint64_t key)
+{
+    uint32_t at = scratch->heap_count++;
+    while (at > 0 && scratch->heap[(at - 1) / 2] > key) {
+        scratch->heap[at] = scratch->heap[(at - 1) / 2];
+        at = (at - 1) / 2;
+    }
+    scratch->heap[at] = key;
+}
+
+static uint64_t heap_pop(struct sk_scratch *scratch)
+{
+    uint64_t *heap = scratch->heap, top = heap[0], key = heap[--scratch->heap_count];
+    uint32_t at = 0, count = scratch->heap_count;
+    for (uint32_t child = 1; child < count; child = 2 * at + 1) {
+        if (child + 1 < count && heap[child + 1] < heap[child])
+            child++;
+        if (heap[child] >= key)
+            break;
+        heap[at] = heap[child];
+        at = child;
+    }
+    heap[at] = key;
+    return top;
+}
+
+static void filtered_offer(struct search *s, uint32_t row)
+{
+    float distance = sk_distance_short(s->index, s->generation, &s->scratch->prepared, row);
+    uint64_t key = sk_key(distance, row);
+    s->counters.distances++;
+    if (s->scratch->beam_count == s->ef && key >= s->scratch->beam[s->ef - 1])
+        return;
+    heap_push(s->scratch, key);
+    if (matches(s, row))
+        sk_beam_push(s->scratch, s->ef, key);
+}
+
+/* A walk whose beam holds matching rows only. *is_enough is false when it has cost more than a scan
+ * would have, or found too few. */
+static enum sk_err filtered_walk(struct search *s, uint64_t budget, bool *is_enough,
+                                 struct sk_diag *d)
+{
+    uint32_t fresh[SK_DEGREE_MAX];
+    struct sk_scratch *scratch = s->scratch;
+    *is_enough = false;
+    if (!sk_scratch_fit(scratch, s->row_count, s->ef, 1) ||
+        !sk_scratch_fit_heap(scratch, SK_ENTRY_COUNT))
+        return sk_fail(d, SK_ERR_NOMEM, "no memory for a beam of %u", s->ef);
+    scratch->beam_count = scratch->heap_count = 0;
+    const uint64_t distances_max = s->counters.distances + budget;
+    for (uint32_t at = 0; at < SK_ENTRY_COUNT; at++) {
+        uint32_t row = atomic_load_explicit(&s->index->entries[at], memory_order_acquire);
+        if (row != SK_NO_ROW && row / 64 < scratch->visited_words && sk_visit(scratch, row))
+            filtered_offer(s, row);
+    }
+    enum sk_err rc = SK_ERR_OK;
+    while (scratch->heap_count > 0 && s->counters.distances <= distances_max) {
+        uint64_t key = heap_pop(scratch);
+        if (scratch->beam_count == s->ef && key > scratch->beam[s->ef - 1])
+            break;
+        if (++s->counters.hops % DEADLINE_HOPS == 0 && sk_deadline_passed(&s->deadline)) {
+            s->result->is_truncated = true;
+            break;
+        }
+        uint32_t count = sk_gather(s->index, s->generation, scratch, sk_key_row(key), fresh);
+        if (!sk_scratch_fit_heap(scratch, scratch->heap_count + count)) {
+            rc = sk_fail(d, SK_ERR_NOMEM, "no memory for the frontier of a filtered search");
+            break;
+        }
+        for (uint32_t i = 0; i < count; i++)
+            filtered_offer(s, fresh[i]);
+    }
+    sk_scratch_unvisit(scratch);
+    *is_enough = s->result->is_truncated ||
+                 (s->counters.distances <= distances_max && scratch->beam_count >= s->query->k);
+    return rc;
+}
+
+static uint64_t count_matches(const struct search *s)
+{
+    const struct sk_index_filter *filter = s->query->filter;
+    if (filter == NULL || filter->words == NULL)
+        return s->row_count;
+    if (filter->match_count > 0)
+        return filter->match_count;
+    uint64_t count = 0;
+    for (uint32_t word = 0; word < filter->word_count; word++)
+        count += (uint64_t)__builtin_popcountll(filter->words[word]);
+    return count;
+}
+
+static enum sk_err search_filtered(struct search *s, struct sk_diag *d)
+{
+    const uint64_t match_count = count_matches(s);
+    bool is_enough = false;
+    /* A walk meets a matching row every row_count / match_count rows, a scan meets all of them. */
+    if (match_count * match_count <= (uint64_t)8 * s->ef * s->row_count)
+        return scan(s, d);
+    enum sk_err rc = filtered_walk(s, match_count, &is_enough, d);
+    if (rc != SK_ERR_OK || is_enough)
+        return rc == SK_ERR_OK ? rank_beam(s, d) : rc;
+    s->counters.retries++;
+    return scan(s, d);
+}
+
+static enum sk_err search_plain(struct search *s, struct sk_diag *d)
+{
+    const uint32_t live = atomic_load_explicit(&s->index->live_count, memory_order_relaxed);
+    if (!sk_scratch_fit(s->scratch, s->row_count, s->ef, 1))
+        return sk_fail(d, SK_ERR_NOMEM, "no memory for a beam of %u", s->ef);
+    sk_beam_search(s->index, s->generation, s->scratch, s->ef, &s->deadline, &s->counters,
+                   &s->result->is_truncated);
+    uint32_t usable = 0;
+    for (uint32_t i = 0; i < s->scratch->beam_count; i++)
+        usable += sk_state(s->index, sk_key_row(s->scratch->beam[i])) == SK_ROW_LIVE;
+    if (usable >= s->query->k || usable >= live || s->result->is_truncated)
+        return rank_beam(s, d);
+    s->counters.retries++; /* tombstones fill the beam */
+    return search_filtered(s, d);
+}
+
+/* ---- entry ---- */
+
+static enum sk_err check_query(const struct sk_index *self, const struct sk_index_query *query,
+                               const struct sk_index_result *result, struct sk_diag *d)
+{
+    if (query->k < 1 || query->ef > SK_INDEX_EF_MAX || query->k > SK_INDEX_EF_MAX)
+        return sk_fail(d, SK_ERR_INVALID, "k %u and ef %u, want 1..%d and 0..%d", query->k,
+                       query->ef, SK_INDEX_EF_MAX, SK_INDEX_EF_MAX);
+    if (result->capacity < query->k)
+        return sk_fail(d, SK_ERR_INVALID, "room for %u rows, k is %u", result->capacity, query->k);
+    if (!sk_vector_is_finite(query->vector, self->params.dim))
+        return sk_fail_field(d, SK_ERR_INVALID, "vector", "the vector has NaN or infinity in it");
+    double norm_sq = self->kernels->dot_f64(query->vector, query->vector, self->params.dim);
+    if (self->params.metric == SK_METRIC_COSINE ? !(norm_sq > 0) : norm_sq > 1e36)
+        return sk_fail_field(d, SK_ERR_INVALID, "vector", "the vector's length is %g",
+                             sqrt(norm_sq));
+    if (query->has_score_worst && !(fabsf(query->score_worst) <= 3e18F))
+        return sk_fail_field(d, SK_ERR_INVALID, "score_threshold", "%g is out of range",
+                             (double)query->score_worst);
+    return SK_ERR_OK;
+}
+
+static float worst_distance(const struct sk_index *self, const struct sk_index_query *query,
+                            const struct sk_prepared *prepared)
+{
+    if (!query->has_score_worst)
+        return INFINITY;
+    float score = query->score_worst, slack = 1e-5F;
+    switch (self->params.metric) {
+    case SK_METRIC_L2:
+        return score < 0 ? -INFINITY : score * score * (1 + slack) + slack * prepared->norm_sq;
+    case SK_METRIC_IP:
+        return 2 * (prepared->offset - score) + slack * (fabsf(prepared->offset) + fabsf(score));
+    case SK_METRIC_COSINE:
+        return 2 * (1 - score) + slack;
+    }
+    return INFINITY;
+}
+
+enum sk_err sk_index_search(const struct sk_index *self, struct sk_index_reader *reader,
+                            const struct sk_index_query *query, struct sk_index_result *result,
+                            struct sk_diag *d)
+{
+    result->count = 0;
+    result->is_certain = result->is_truncated = false;
+    result->hops = result->distances = result->reranks = result->retries = 0;
+    enum sk_err rc = check_query(self, query, result, d);
+    if (rc != SK_ERR_OK)
+        return rc;
+    (void)sk_epoch_enter(reader->index, reader->slot);
+    struct search s = {
+        .index = self,
+        .generation = sk_generation_now(self),
+        .scratch = &reader->scratch,
+        .query = query,
+        .result = result,
+        .deadline = {query->clock.mono_us != NULL ? &query->clock : NULL, query->deadline_us},
+        .row_count = sk_row_count(self),
+        .ef = query->ef == 0 ? EF_DEFAULT : query->ef,
+    };
+    if (s.ef < query->k)
+        s.ef = query->k;
+    sk_prepare_query(self, s.generation, query->vector, &s.scratch->prepared);
+    s.worst = worst_distance(self, query, &s.scratch->prepared);
+    if (query->is_exact || self->params.kind == SK_INDEX_FLAT || s.row_count < SK_INDEX_FLAT_BELOW)
+        rc = scan(&s, d);
+    else if (query->filter != NULL)
+        rc = search_filtered(&s, d);
+    else
+        rc = search_plain(&s, d);
+    sk_epoch_leave(reader->index, reader->slot);
+    result->hops = s.counters.hops;
+    result->distances = s.counters.distances;
+    result->reranks = s.counters.reranks;
+    result->retries = s.counters.retries;
+    return rc;
+}
