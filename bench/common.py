@@ -9,7 +9,7 @@ import subprocess
 import time
 
 TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-BIN = os.path.join(TOP, "build", "release", "bin")
+BIN = os.environ.get("SKERRY_BIN", os.path.join(TOP, "build", "release", "bin"))
 WORK = os.path.join(TOP, "build", "bench")
 RESULTS = os.path.join(TOP, "bench", "results")
 CORES = sorted(os.sched_getaffinity(0))
@@ -70,13 +70,19 @@ class Driven:
         return self.line()
 
     def end(self):
-        if self.process.stdin:
-            self.process.stdin.close()
+        """Clients end at the end of their input; what serves (and reads none) is killed."""
         try:
-            self.process.wait(1)
+            self.process.stdin.close()
+        except BrokenPipeError:
+            pass
+        if "last" in self.command or "middle" in self.command:
+            self.process.kill()
+        try:
+            self.process.wait(2)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self.process.stdout.close()
 
     def __enter__(self):
         return self

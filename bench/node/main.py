@@ -260,10 +260,12 @@ class Bench:
                       "--image", self.data.image_path, "--k", "10", "--ef", str(self.ef)], [CORES[-1]])
         client = self.node.client(ef=self.ef)
         shares, ours, theirs = [], [], []
+        block, passed = raw.ask("run 1000 0"), passer.ask("run 2000 0")
+        raw_count = int(seconds * block["count"] / block["seconds"])
+        pass_count = int(1.3 * seconds * passed["count"] / passed["seconds"])
         for _ in range(self.rounds):
-            count = int(seconds * 20000)
-            passer.send(f"run {count * 3} 0")
-            block = raw.ask(f"run {max(1000, count // 8)} 0")
+            passer.send(f"run {pass_count} 0")
+            block = raw.ask(f"run {raw_count} 0")
             theirs.append(block["count"] / block["seconds"])
             passer.line()
             ours.append(client.ask(f"saturate {seconds} 32")["qps"])
