@@ -79,12 +79,17 @@ def hostile(rng, valid):
 
 
 def link_frames(rng, valid):
-    """Frames as the node's own links carry them: a header of fixed size, then a body; both broken."""
-    head = bytearray(rng.randbytes(rng.choice((16, 64, 96, 96, 112, 128))))
-    if rng.random() < 0.7:
-        for at in range(0, len(head) - 4, 8):
-            if rng.random() < 0.6:
-                head[at:at + 8] = struct.pack("<Q", rng.choice((0, 1, 2, 255, 2**32, 2**63)))
+    """Frames as the node's own links carry them: the header of proto/link.h, then a body; both broken."""
+    numbers = (0, 1, 2, 7, 255, 2**16 - 1, 2**32 - 1, 2**63)
+    number = lambda size: rng.choice(numbers) & (2**(8 * size) - 1)     # noqa: E731
+    head = struct.pack("<IBBBBHHIQIxxxx16sQQQQ", 0x314B4C53, rng.randint(0, 8), number(1), rng.randint(0, 5), rng.randint(0, 1),
+                       number(2), number(2), number(4), number(8), number(4), rng.choice((bytes(16), rng.randbytes(16))),
+                       number(8), number(8), number(8), 0)
+    if rng.random() < 0.3:
+        head = bytearray(head)
+        head[rng.randrange(len(head))] = rng.randrange(256)
+    if rng.random() < 0.1:
+        return bytes(head[:rng.randint(0, len(head))])
     return bytes(head) + hostile(rng, valid)
 
 
