@@ -57,20 +57,24 @@ static uint32_t table_at(const struct skerry_index *self, uint64_t id)
     return at;
 }
 
-static bool table_grow(struct skerry_index *self)
+/* Room for count ids at three quarters full; what is in the table stays. */
+static bool table_fit(struct skerry_index *self, uint32_t count)
 {
-    if ((self->table_used + 1) * 4 < self->table_size * 3 && self->table_size > 0)
+    uint32_t size = self->table_size == 0 ? 64 : self->table_size;
+    while ((uint64_t)count * 4 > (uint64_t)size * 3)
+        size *= 2;
+    if (size == self->table_size)
         return true;
-    uint32_t size = self->table_size == 0 ? 64 : self->table_size * 2;
-    uint32_t *table = calloc(size, sizeof *table);
+    uint32_t *table = calloc(size, sizeof *table), *old = self->table;
     if (table == NULL)
         return false;
-    free(self->table);
+    const uint32_t old_size = self->table_size;
     self->table = table;
     self->table_size = size;
-    for (uint32_t row = 0; row < self->row_count; row++)
-        if (self->ids[row] != SKERRY_NO_ID)
-            self->table[table_at(self, self->ids[row])] = row + 1;
+    for (uint32_t i = 0; i < old_size; i++)
+        if (old[i] != 0)
+            self->table[table_at(self, self->ids[old[i] - 1])] = old[i];
+    free(old);
     return true;
 }
 
@@ -104,6 +108,8 @@ static bool grow_rows(struct skerry_index *self, uint32_t row)
 {
     if (row >= self->row_capacity) {
         uint32_t capacity = self->row_capacity + self->row_capacity / 8 + 1024;
+        if (capacity <= row)
+            capacity = row + 1;
         if (!grow_array(&self->ids, sizeof *self->ids, capacity) ||
             !grow_array(&self->lseqs, sizeof *self->lseqs, capacity) ||
             (self->keeps_vectors &&
@@ -242,7 +248,7 @@ static enum sk_err add_one(struct skerry_index *self, uint64_t id, const float *
         return sk_fail_field(d, SK_ERR_INVALID, "ids", "2^64 - 1 is not an id");
     const bool is_reused = self->free_count > 0;
     const uint32_t row = is_reused ? self->free_rows[self->free_count - 1] : self->row_count;
-    if ((!is_reused && !grow_rows(self, row)) || !table_grow(self)) {
+    if ((!is_reused && !grow_rows(self, row)) || !table_fit(self, self->table_used + 1)) {
         if (!is_reused && self->row_count > row)
             self->row_count = row;
         return sk_fail(d, SK_ERR_NOMEM, "no memory for another id");
@@ -597,26 +603,21 @@ static bool lseq_of(void *impl, uint32_t row, uint64_t *lseq)
 /* The tables must say the same as the engine's image. */
 static enum sk_err check_tables(struct skerry_index *self, struct sk_diag *d)
 {
+    uint32_t count = 0;
+    for (uint32_t row = 0; row < self->row_count; row++)
+        count += self->ids[row] != SKERRY_NO_ID;
+    if (!table_fit(self, count))
+        return sk_fail(d, SK_ERR_NOMEM, "no memory for %u ids", count);
     for (uint32_t row = 0; row < self->row_count; row++) {
         if (self->ids[row] == SKERRY_NO_ID)
             continue;
         if (!sk_index_has(self->index, row, self->lseqs[row]))
             return sk_fail(d, SK_ERR_INVALID, "index file: row %u is not in the image", row);
-        if (!table_grow(self))
-            return sk_fail(d, SK_ERR_NOMEM, "no memory for the ids");
-        self->table_used++;
-    }
-    free(self->table); /* once more, at its size, to see ids that are there twice */
-    self->table = calloc(self->table_size, sizeof *self->table);
-    if (self->table_size > 0 && self->table == NULL)
-        return sk_fail(d, SK_ERR_NOMEM, "no memory for the ids");
-    for (uint32_t row = 0; row < self->row_count; row++) {
-        if (self->ids[row] == SKERRY_NO_ID)
-            continue;
         uint32_t at = table_at(self, self->ids[row]);
         if (self->table[at] != 0)
             return sk_fail(d, SK_ERR_INVALID, "index file: an id twice");
         self->table[at] = row + 1;
+        self->table_used++;
     }
     for (uint32_t i = 0; i < self->free_count; i++)
         if (self->free_rows[i] >= self->row_count ||
