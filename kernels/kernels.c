@@ -139,38 +139,24 @@ void sk_rotation_init(struct sk_rotation *self, uint32_t padded, uint64_t seed, 
     uint32_t power = SK_ROTATION_ALIGN;
     while (power * 2 <= padded)
         power *= 2;
-    *self = (struct sk_rotation){.padded = padded,
-                                 .power = power,
-                                 .round_count = power == padded ? 3 : SK_ROTATION_ROUNDS_MAX,
-                                 .sign_bits = words};
+    /* Just below the next power of two the two parts share few elements: they need more turns. */
+    const uint32_t rounds = power == padded              ? 3
+                            : padded - power > power / 2 ? SK_ROTATION_ROUNDS_MAX
+                                                         : 4;
+    *self = (struct sk_rotation){
+        .padded = padded, .power = power, .round_count = rounds, .sign_bits = words};
     for (uint32_t i = 0; i < SK_ROTATION_ROUNDS_MAX * (padded / 32); i++)
         words[i] = (uint32_t)(splitmix(&seed) >> 32);
-}
-
-/* The halves of x, each element with its partner, turned by 45 degrees. */
-static void pair_halves(float *x, uint32_t n)
-{
-    const float root_half = 0.70710678F;
-    for (uint32_t i = 0; i < n / 2; i++) {
-        float a = x[i], b = x[i + n / 2];
-        x[i] = (a + b) * root_half;
-        x[i + n / 2] = (a - b) * root_half;
-    }
 }
 
 void sk_rotation_apply(const struct sk_rotation *self, const struct sk_kernels *kernels, float *x)
 {
     const uint32_t n = self->padded, power = self->power;
     const float scale = 1.0F / sqrtf((float)power);
-    /* Just below the next power of two the first and last `power` elements share too few to mix
-     * well. */
-    const bool is_paired = power != n && n - power > power / 2;
     for (uint32_t round = 0; round < self->round_count; round++) {
         kernels->flip_signs_f32(x, self->sign_bits + (size_t)round * (n / 32), n);
         float *part = round % 2 == 0 ? x : x + (n - power);
         kernels->fht_f32(part, power);
         kernels->scale_f32(part, scale, power);
-        if (is_paired)
-            pair_halves(x, n);
     }
 }

@@ -84,7 +84,7 @@ static inline float sk_float_from_ordered(uint32_t ordered)
 }
 
 /* An orthogonal map of `padded` dimensions made from a seed: rounds of random signs, fast Hadamard
- * transforms on overlapping powers of two and a pairing of halves, scaled to keep lengths. */
+ * transforms on the first or the last power of two elements in turn, scaled to keep lengths. */
 enum { SK_ROTATION_ALIGN = 64 };
 struct sk_rotation {
     uint32_t padded; /* multiple of 64 */
@@ -92,7 +92,7 @@ struct sk_rotation {
     uint32_t round_count;
     const uint32_t *sign_bits; /* round_count x padded / 32 words; borrowed */
 };
-enum { SK_ROTATION_ROUNDS_MAX = 4 };
+enum { SK_ROTATION_ROUNDS_MAX = 6 };
 uint32_t sk_rotation_padded(uint32_t dim); /* dim up to the next multiple of 64 */
 /* words must have SK_ROTATION_ROUNDS_MAX * padded / 32 elements and outlive the rotation. */
 void sk_rotation_init(struct sk_rotation *self, uint32_t padded, uint64_t seed, uint32_t *words);

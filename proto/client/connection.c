@@ -28,7 +28,6 @@ enum {
     IN_FLIGHT_MAX = 65536,
     CONNECT_DEADLINE_MS = 2000,
     CALL_DEADLINE_MS = 5000,
-    DEADLINE_MS_MAX = 24 * 3600 * 1000,
     GRACE_US = 150 * 1000, /* the node ends a request at its deadline with better words than ours */
     NO_COPY_BYTES = 16 * 1024,
     REFUSED_PAUSE_US = 500 * 1000, /* between handshakes with a node that refused the last one */
@@ -537,7 +536,7 @@ static void free_frame(void *bytes, void *hint)
 static enum skerry_code message_of(struct sk_frame *frame, zmq_msg_t *message,
                                    struct skerry_error *error)
 {
-    struct sk_wire *wire = &frame->wire;
+    struct sk_buffer *wire = &frame->wire;
     if (wire->size > NO_COPY_BYTES) {
         if (zmq_msg_init_data(message, wire->bytes, wire->size, free_frame, NULL) != 0)
             return sk_client_fail(error, SKERRY_OUT_OF_MEMORY, "no memory for the request");
@@ -657,7 +656,7 @@ static enum skerry_code start(struct skerry *self, struct sk_frame *frame, struc
 static uint32_t deadline_of(const struct skerry *self, uint32_t deadline_ms)
 {
     uint32_t wanted = deadline_ms == 0 ? self->deadline_ms : deadline_ms;
-    return wanted > DEADLINE_MS_MAX ? DEADLINE_MS_MAX : wanted;
+    return wanted > SK_DEADLINE_MS_MAX ? SK_DEADLINE_MS_MAX : wanted;
 }
 
 enum skerry_code sk_connection_call(struct skerry *self, struct sk_frame *frame,
@@ -809,11 +808,11 @@ static void copy_text_member(const struct skerry_reply *reply, const char *name,
                              size_t size)
 {
     struct sk_span member = sk_reply_member(reply, name);
-    struct sk_scan scan = {member.bytes, member.bytes + member.size};
-    struct sk_scan_value value;
-    if (member.bytes == NULL || !sk_scan_next(&scan, &value) || value.kind != SK_SCAN_TEXT)
+    struct sk_reader scan = {member.bytes, member.bytes + member.size};
+    struct sk_value value;
+    if (member.bytes == NULL || !sk_scan_next(&scan, &value) || value.kind != SK_VALUE_TEXT)
         return;
-    snprintf(out, size, "%.*s", (int)value.bytes.size, (const char *)value.bytes.bytes);
+    snprintf(out, size, "%.*s", (int)value.span.size, (const char *)value.span.bytes);
 }
 
 /* The ping shows that a node of this protocol answers, and not only that somebody listens. */
@@ -839,8 +838,8 @@ static enum skerry_code greet(struct skerry *self, struct skerry_error *error)
     return code;
 }
 
-struct skerry *skerry_connect(const char *target, const struct skerry_options *options,
-                              struct skerry_error *error)
+struct skerry *sk_client_open(const char *target, const struct skerry_options *options,
+                              bool is_greeted, struct skerry_error *error)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     static const struct skerry_options no_options = {0};
@@ -866,11 +865,17 @@ struct skerry *skerry_connect(const char *target, const struct skerry_options *o
     if (code == SKERRY_OK && (self->context = zmq_ctx_new()) == NULL)
         code = sk_client_fail(error, SKERRY_OUT_OF_MEMORY, "no ZeroMQ context: %s",
                               zmq_strerror(errno));
-    if (code == SKERRY_OK)
+    if (code == SKERRY_OK && is_greeted)
         code = greet(self, error);
     if (code != SKERRY_OK)
         skerry_close(&self);
     return self;
+}
+
+struct skerry *skerry_connect(const char *target, const struct skerry_options *options,
+                              struct skerry_error *error)
+{
+    return sk_client_open(target, options, true, error);
 }
 
 void skerry_close(struct skerry **self_pointer)

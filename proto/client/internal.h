@@ -5,6 +5,7 @@
 #include "common/base/err.h"
 #include "common/base/span.h"
 #include "proto/client/skerry.h"
+#include "proto/codec.h"
 
 /* ---- Errors (error.c) ---- */
 
@@ -16,36 +17,12 @@ enum skerry_code sk_client_fail_field(struct skerry_error *error, enum skerry_co
 enum skerry_code sk_client_unreachable(struct skerry_error *error, enum skerry_code code,
                                        const char *format, ...) SK_PRINTF(3, 4);
 
-/* ---- Writing a frame (wire.c) ---- */
-
-/* A growing buffer of msgpack. Once memory is out, is_broken stays true and writes do nothing: one
- * check at the end is enough. */
-struct sk_wire {
-    uint8_t *bytes; /* owned: malloc */
-    size_t size;
-    size_t capacity;
-    bool is_broken;
-};
-
-void sk_wire_deinit(struct sk_wire *self);
-uint8_t *sk_wire_grow(struct sk_wire *self, size_t more); /* where the bytes go; NULL when broken */
-void sk_wire_raw(struct sk_wire *self, const void *bytes, size_t size);
-void sk_wire_map(struct sk_wire *self, size_t count);
-void sk_wire_array(struct sk_wire *self, size_t count);
-void sk_wire_text(struct sk_wire *self, const char *text);
-void sk_wire_text_of(struct sk_wire *self, const void *text, size_t size);
-void sk_wire_bin(struct sk_wire *self, const void *bytes, size_t size);
-void sk_wire_u64(struct sk_wire *self, uint64_t value);
-void sk_wire_i64(struct sk_wire *self, int64_t value);
-void sk_wire_double(struct sk_wire *self, double value);
-void sk_wire_float(struct sk_wire *self, float value);
-void sk_wire_bool(struct sk_wire *self, bool value);
-void sk_wire_nil(struct sk_wire *self);
+/* ---- Writing a frame (frame.c) ---- */
 
 /* A request being written: the head of fixed size is patched when it is sent, so that the fields
  * are written once and never copied. */
 struct sk_frame {
-    struct sk_wire wire;
+    struct sk_buffer wire;
     size_t id_at;
     size_t deadline_at;
     uint32_t field_count; /* beside the head's own */
@@ -59,45 +36,30 @@ void sk_frame_key(struct sk_frame *self,
 enum skerry_code sk_frame_fields(struct sk_frame *self, struct skerry_bytes map,
                                  struct skerry_error *error);
 
-/* ---- Reading msgpack (scan.c) ---- */
+/* ---- Reading ---- */
 
-enum sk_scan_kind {
-    SK_SCAN_NIL,
-    SK_SCAN_BOOL,
-    SK_SCAN_UNSIGNED, /* as_u64 */
-    SK_SCAN_NEGATIVE, /* as_i64 */
-    SK_SCAN_FLOAT,
-    SK_SCAN_TEXT,  /* bytes */
-    SK_SCAN_BIN,   /* bytes */
-    SK_SCAN_ARRAY, /* count values follow */
-    SK_SCAN_MAP,   /* count pairs follow */
-};
+/* The next value's head; what exactly is wrong with a reply's bytes is told to nobody. */
+static inline bool sk_scan_next(struct sk_reader *self, struct sk_value *out)
+{
+    return sk_read(self, out, NULL) == SK_ERR_OK;
+}
 
-struct sk_scan_value {
-    enum sk_scan_kind kind;
-    union {
-        bool as_bool;
-        uint64_t as_u64;
-        int64_t as_i64;
-        double as_double;
-        struct sk_span bytes;
-        uint32_t count; /* never more than the bytes that are left could hold */
-    };
-};
-
-struct sk_scan {
-    const uint8_t *at;
-    const uint8_t *end;
-};
-
-/* The next value's head (arrays and maps: their members come with the next calls). false when the
- * bytes are cut or of a type that the protocol has not. */
-bool sk_scan_next(struct sk_scan *self, struct sk_scan_value *out);
-/* Steps over one whole value; out, if not NULL, gets its bytes. false also when nested over 64
- * deep. */
-bool sk_scan_skip(struct sk_scan *self, struct sk_span *out);
+/* Steps over one whole value; out, if not NULL, gets its bytes. */
+static inline bool sk_scan_skip(struct sk_reader *self, struct sk_span *out)
+{
+    struct sk_span bytes;
+    if (sk_read_raw(self, SK_PACK_DEPTH_MAX, &bytes, NULL) != SK_ERR_OK)
+        return false;
+    if (out != NULL)
+        *out = bytes;
+    return true;
+}
 
 /* ---- The connection (connection.c) ---- */
+
+/* skerry_connect, or the same without the ping (the supervisor's own socket answers none). */
+struct skerry *sk_client_open(const char *target, const struct skerry_options *options,
+                              bool is_greeted, struct skerry_error *error);
 
 /* Takes the frame's bytes (also when it fails). */
 enum skerry_code sk_connection_call(struct skerry *self, struct sk_frame *frame,

@@ -30,7 +30,7 @@ static double parse_double(const char *text)
 
 struct parser {
     const char *start, *at, *end;
-    struct sk_wire wire;
+    struct sk_buffer wire;
     struct skerry_error *error;
     enum skerry_code code;
 };
@@ -84,7 +84,7 @@ static bool parse_hex4(struct parser *self, unsigned *out)
     return true;
 }
 
-static void put_utf8(struct sk_wire *wire, unsigned code)
+static void put_utf8(struct sk_buffer *wire, unsigned code)
 {
     uint8_t bytes[4];
     unsigned size = code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4;
@@ -92,7 +92,7 @@ static void put_utf8(struct sk_wire *wire, unsigned code)
     for (unsigned i = size - 1; i > 0; i--, code >>= 6)
         bytes[i] = (uint8_t)(0x80 | (code & 0x3f));
     bytes[0] = (uint8_t)(heads[size] | code);
-    sk_wire_raw(wire, bytes, size);
+    sk_buffer_append(wire, bytes, size);
 }
 
 static bool parse_escape(struct parser *self)
@@ -105,7 +105,7 @@ static bool parse_escape(struct parser *self)
         const char *found = name == '\0' ? NULL : strchr(names, name);
         if (found == NULL)
             return fail(self, "an unknown escape");
-        sk_wire_raw(&self->wire, &values[found - names], 1);
+        sk_buffer_append(&self->wire, &values[found - names], 1);
         return true;
     }
     unsigned code = 0, low = 0;
@@ -139,7 +139,7 @@ static bool finish_head(struct parser *self, size_t head_at, uint64_t count, boo
         return fail(self, "too long");
     unsigned more = is_text && count <= UINT8_MAX ? 1 : count <= UINT16_MAX ? 2 : 4;
     size_t content = self->wire.size - head_at - 1;
-    if (sk_wire_grow(&self->wire, more) == NULL)
+    if (sk_buffer_grow(&self->wire, more) == NULL)
         return false;
     uint8_t *head = self->wire.bytes + head_at;
     memmove(head + 1 + more, head + 1, content);
@@ -152,7 +152,7 @@ static bool finish_head(struct parser *self, size_t head_at, uint64_t count, boo
 static size_t begin_head(struct parser *self)
 {
     size_t at = self->wire.size;
-    sk_wire_nil(&self->wire);
+    sk_put_nil(&self->wire);
     return at;
 }
 
@@ -166,7 +166,7 @@ static bool parse_text(struct parser *self)
         while (self->at < self->end && *self->at != '"' && *self->at != '\\' &&
                (unsigned char)*self->at >= 0x20)
             self->at++;
-        sk_wire_raw(&self->wire, run, (size_t)(self->at - run));
+        sk_buffer_append(&self->wire, run, (size_t)(self->at - run));
         if (self->at >= self->end || *self->at == '"')
             break;
         if (*self->at != '\\')
@@ -238,11 +238,11 @@ static bool parse_number(struct parser *self)
         double value = parse_double(text);
         if (isinf(value))
             return fail(self, "a number too large for 64 bits");
-        sk_wire_double(&self->wire, value);
+        sk_put_f64(&self->wire, value);
     } else if (text[0] == '-') {
-        sk_wire_i64(&self->wire, strtoll(text, NULL, 10));
+        sk_put_i64(&self->wire, strtoll(text, NULL, 10));
     } else {
-        sk_wire_u64(&self->wire, strtoull(text, NULL, 10));
+        sk_put_u64(&self->wire, strtoull(text, NULL, 10));
     }
     if (is_integer && errno == ERANGE)
         return fail(self, "an integer too large for 64 bits");
@@ -294,13 +294,13 @@ static bool parse_value(struct parser *self, unsigned depth)
         bool value = *self->at == 't';
         if (!take_word(self, value ? "true" : "false"))
             return fail(self, "a value is wanted here");
-        sk_wire_bool(&self->wire, value);
+        sk_put_bool(&self->wire, value);
         return true;
     }
     case 'n':
         if (!take_word(self, "null"))
             return fail(self, "a value is wanted here");
-        sk_wire_nil(&self->wire);
+        sk_put_nil(&self->wire);
         return true;
     default:
         return parse_number(self);
@@ -321,7 +321,7 @@ enum skerry_code skerry_json_to_msgpack(const char *json, size_t size, struct sk
         parser.code =
             sk_client_fail(error, SKERRY_OUT_OF_MEMORY, "no memory for %zu bytes of JSON", size);
     if (parser.code != SKERRY_OK) {
-        sk_wire_deinit(&parser.wire);
+        sk_buffer_deinit(&parser.wire);
         return parser.code;
     }
     *out = (struct skerry_bytes){parser.wire.bytes, parser.wire.size};
@@ -338,12 +338,12 @@ void skerry_bytes_free(struct skerry_bytes *bytes)
 
 /* ---- msgpack to JSON ---- */
 
-static void put(struct sk_wire *out, const char *text)
+static void put(struct sk_buffer *out, const char *text)
 {
-    sk_wire_raw(out, text, strlen(text));
+    sk_buffer_append(out, text, strlen(text));
 }
 
-static void write_double(struct sk_wire *out, double value)
+static void write_double(struct sk_buffer *out, double value)
 {
     char text[40];
     bool is_single = (double)(float)value == value;
@@ -367,7 +367,7 @@ static void write_double(struct sk_wire *out, double value)
         put(out, ".0"); /* a float stays one when it is read again */
 }
 
-static void write_text(struct sk_wire *out, struct sk_span text)
+static void write_text(struct sk_buffer *out, struct sk_span text)
 {
     put(out, "\"");
     for (size_t i = 0; i < text.size;) {
@@ -375,7 +375,7 @@ static void write_text(struct sk_wire *out, struct sk_span text)
         while (run < text.size && text.bytes[run] >= 0x20 && text.bytes[run] != '"' &&
                text.bytes[run] != '\\' && text.bytes[run] != 0x7f)
             run++;
-        sk_wire_raw(out, text.bytes + i, run - i);
+        sk_buffer_append(out, text.bytes + i, run - i);
         if (run < text.size) {
             char escape[8];
             uint8_t c = text.bytes[run++];
@@ -392,7 +392,7 @@ static void write_text(struct sk_wire *out, struct sk_span text)
     put(out, "\"");
 }
 
-static void write_base64(struct sk_wire *out, struct sk_span bytes)
+static void write_base64(struct sk_buffer *out, struct sk_span bytes)
 {
     static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     put(out, "\"");
@@ -404,12 +404,12 @@ static void write_base64(struct sk_wire *out, struct sk_span bytes)
         char quad[4] = {digits[bits >> 18], digits[bits >> 12 & 63],
                         left > 1 ? digits[bits >> 6 & 63] : '=',
                         left > 2 ? digits[bits & 63] : '='};
-        sk_wire_raw(out, quad, sizeof quad);
+        sk_buffer_append(out, quad, sizeof quad);
     }
     put(out, "\"");
 }
 
-static void write_vector(struct sk_wire *out, struct sk_span bytes)
+static void write_vector(struct sk_buffer *out, struct sk_span bytes)
 {
     put(out, "[");
     for (size_t i = 0; i + sizeof(float) <= bytes.size; i += sizeof(float)) {
@@ -422,24 +422,25 @@ static void write_vector(struct sk_wire *out, struct sk_span bytes)
     put(out, "]");
 }
 
-static bool write_value(struct sk_wire *out, struct sk_scan *scan, unsigned depth, bool is_vector);
+static bool write_value(struct sk_buffer *out, struct sk_reader *scan, unsigned depth,
+                        bool is_vector);
 
-static bool write_members(struct sk_wire *out, struct sk_scan *scan,
-                          const struct sk_scan_value *list, unsigned depth, bool is_vector)
+static bool write_members(struct sk_buffer *out, struct sk_reader *scan,
+                          const struct sk_value *list, unsigned depth, bool is_vector)
 {
-    bool is_map = list->kind == SK_SCAN_MAP;
+    bool is_map = list->kind == SK_VALUE_MAP;
     put(out, is_map ? "{" : "[");
     for (uint32_t i = 0; i < list->count; i++) {
         bool is_vector_inside = is_vector;
         if (i > 0)
             put(out, ",");
         if (is_map) {
-            struct sk_scan_value key;
-            if (!sk_scan_next(scan, &key) || key.kind != SK_SCAN_TEXT)
+            struct sk_value key;
+            if (!sk_scan_next(scan, &key) || key.kind != SK_VALUE_TEXT)
                 return false;
-            write_text(out, key.bytes);
+            write_text(out, key.span);
             put(out, ":");
-            is_vector_inside = is_vector || sk_span_is(key.bytes, "vector");
+            is_vector_inside = is_vector || sk_span_is(key.span, "vector");
         }
         if (!write_value(out, scan, depth + 1, is_vector_inside))
             return false;
@@ -448,41 +449,42 @@ static bool write_members(struct sk_wire *out, struct sk_scan *scan,
     return true;
 }
 
-static bool write_value(struct sk_wire *out, struct sk_scan *scan, unsigned depth, bool is_vector)
+static bool write_value(struct sk_buffer *out, struct sk_reader *scan, unsigned depth,
+                        bool is_vector)
 {
-    struct sk_scan_value value;
+    struct sk_value value;
     char text[32];
     if (depth > JSON_DEPTH_MAX || !sk_scan_next(scan, &value))
         return false;
     switch (value.kind) {
-    case SK_SCAN_NIL:
+    case SK_VALUE_NIL:
         put(out, "null");
         break;
-    case SK_SCAN_BOOL:
-        put(out, value.as_bool ? "true" : "false");
+    case SK_VALUE_BOOL:
+        put(out, value.boolean ? "true" : "false");
         break;
-    case SK_SCAN_UNSIGNED:
-        snprintf(text, sizeof text, "%llu", (unsigned long long)value.as_u64);
+    case SK_VALUE_UNSIGNED:
+        snprintf(text, sizeof text, "%llu", (unsigned long long)value.u64);
         put(out, text);
         break;
-    case SK_SCAN_NEGATIVE:
-        snprintf(text, sizeof text, "%lld", (long long)value.as_i64);
+    case SK_VALUE_NEGATIVE:
+        snprintf(text, sizeof text, "%lld", (long long)value.i64);
         put(out, text);
         break;
-    case SK_SCAN_FLOAT:
-        write_double(out, value.as_double);
+    case SK_VALUE_FLOAT:
+        write_double(out, value.f64);
         break;
-    case SK_SCAN_TEXT:
-        write_text(out, value.bytes);
+    case SK_VALUE_TEXT:
+        write_text(out, value.span);
         break;
-    case SK_SCAN_BIN:
-        if (is_vector && value.bytes.size % sizeof(float) == 0)
-            write_vector(out, value.bytes);
+    case SK_VALUE_BIN:
+        if (is_vector && value.span.size % sizeof(float) == 0)
+            write_vector(out, value.span);
         else
-            write_base64(out, value.bytes);
+            write_base64(out, value.span);
         break;
-    case SK_SCAN_ARRAY:
-    case SK_SCAN_MAP:
+    case SK_VALUE_ARRAY:
+    case SK_VALUE_MAP:
         return write_members(out, scan, &value, depth, is_vector);
     }
     return true;
@@ -491,17 +493,17 @@ static bool write_value(struct sk_wire *out, struct sk_scan *scan, unsigned dept
 enum skerry_code skerry_msgpack_to_json(struct skerry_bytes msgpack, char **out,
                                         struct skerry_error *error)
 {
-    struct sk_wire text = {0};
-    struct sk_scan scan = {msgpack.bytes, (const uint8_t *)msgpack.bytes + msgpack.size};
+    struct sk_buffer text = {0};
+    struct sk_reader scan = {msgpack.bytes, (const uint8_t *)msgpack.bytes + msgpack.size};
     *out = NULL;
     bool is_whole = write_value(&text, &scan, 0, false) && scan.at == scan.end;
-    sk_wire_raw(&text, "", 1);
+    sk_buffer_append(&text, "", 1);
     if (is_whole && !text.is_broken) {
         *out = (char *)text.bytes;
         return SKERRY_OK;
     }
     bool is_broken = text.is_broken;
-    sk_wire_deinit(&text);
+    sk_buffer_deinit(&text);
     return is_broken ? sk_client_fail(error, SKERRY_OUT_OF_MEMORY, "no memory for the text")
                      : sk_client_fail(error, SKERRY_INVALID,
                                       "these bytes are not one msgpack value that JSON could hold");
@@ -518,29 +520,29 @@ void skerry_text_free(char **text)
 char *skerry_reply_json(const struct skerry_reply *self)
 {
     struct skerry_bytes bytes = skerry_reply_bytes(self);
-    struct sk_scan scan = {bytes.bytes, (const uint8_t *)bytes.bytes + bytes.size};
-    struct sk_scan_value map, key;
-    struct sk_wire text = {0};
-    bool is_whole = bytes.bytes != NULL && sk_scan_next(&scan, &map) && map.kind == SK_SCAN_MAP;
+    struct sk_reader scan = {bytes.bytes, (const uint8_t *)bytes.bytes + bytes.size};
+    struct sk_value map, key;
+    struct sk_buffer text = {0};
+    bool is_whole = bytes.bytes != NULL && sk_scan_next(&scan, &map) && map.kind == SK_VALUE_MAP;
     put(&text, "{");
     for (uint32_t i = 0, written = 0; is_whole && i < map.count; i++) {
-        is_whole = sk_scan_next(&scan, &key) && key.kind == SK_SCAN_TEXT;
-        if (is_whole && (sk_span_is(key.bytes, "v") || sk_span_is(key.bytes, "id") ||
-                         sk_span_is(key.bytes, "ok"))) {
+        is_whole = sk_scan_next(&scan, &key) && key.kind == SK_VALUE_TEXT;
+        if (is_whole && (sk_span_is(key.span, "v") || sk_span_is(key.span, "id") ||
+                         sk_span_is(key.span, "ok"))) {
             is_whole = sk_scan_skip(&scan, NULL);
             continue;
         }
         if (!is_whole)
             break;
         put(&text, written++ > 0 ? "," : "");
-        write_text(&text, key.bytes);
+        write_text(&text, key.span);
         put(&text, ":");
-        is_whole = write_value(&text, &scan, 1, sk_span_is(key.bytes, "vector"));
+        is_whole = write_value(&text, &scan, 1, sk_span_is(key.span, "vector"));
     }
     put(&text, "}");
-    sk_wire_raw(&text, "", 1);
+    sk_buffer_append(&text, "", 1);
     if (is_whole && !text.is_broken)
         return (char *)text.bytes;
-    sk_wire_deinit(&text);
+    sk_buffer_deinit(&text);
     return NULL;
 }

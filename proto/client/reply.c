@@ -60,16 +60,16 @@ struct skerry_bytes skerry_reply_bytes(const struct skerry_reply *self)
 /* The value of a key of the map in frame. */
 static bool find(struct sk_span map, const char *name, struct sk_span *out)
 {
-    struct sk_scan scan = {map.bytes, map.bytes + map.size};
-    struct sk_scan_value value;
+    struct sk_reader scan = {map.bytes, map.bytes + map.size};
+    struct sk_value value;
     *out = (struct sk_span){0};
-    if (map.bytes == NULL || !sk_scan_next(&scan, &value) || value.kind != SK_SCAN_MAP)
+    if (map.bytes == NULL || !sk_scan_next(&scan, &value) || value.kind != SK_VALUE_MAP)
         return false;
     for (uint32_t i = 0, count = value.count; i < count; i++) {
-        struct sk_scan_value key;
-        if (!sk_scan_next(&scan, &key) || key.kind != SK_SCAN_TEXT)
+        struct sk_value key;
+        if (!sk_scan_next(&scan, &key) || key.kind != SK_VALUE_TEXT)
             return false;
-        bool is_it = sk_span_is(key.bytes, name);
+        bool is_it = sk_span_is(key.span, name);
         if (!sk_scan_skip(&scan, is_it ? out : NULL))
             return false;
         if (is_it)
@@ -78,13 +78,13 @@ static bool find(struct sk_span map, const char *name, struct sk_span *out)
     return false;
 }
 
-static bool value_of(struct sk_span member, struct sk_scan_value *out)
+static bool value_of(struct sk_span member, struct sk_value *out)
 {
-    struct sk_scan scan = {member.bytes, member.bytes + member.size};
+    struct sk_reader scan = {member.bytes, member.bytes + member.size};
     return member.bytes != NULL && sk_scan_next(&scan, out);
 }
 
-static bool find_value(struct sk_span map, const char *name, struct sk_scan_value *out)
+static bool find_value(struct sk_span map, const char *name, struct sk_value *out)
 {
     struct sk_span member;
     return find(map, name, &member) && value_of(member, out);
@@ -92,10 +92,10 @@ static bool find_value(struct sk_span map, const char *name, struct sk_scan_valu
 
 bool sk_reply_request_id(struct sk_span frame, uint64_t *id)
 {
-    struct sk_scan_value value;
-    if (!find_value(frame, "id", &value) || value.kind != SK_SCAN_UNSIGNED)
+    struct sk_value value;
+    if (!find_value(frame, "id", &value) || value.kind != SK_VALUE_UNSIGNED)
         return false;
-    *id = value.as_u64;
+    *id = value.u64;
     return true;
 }
 
@@ -108,19 +108,19 @@ struct sk_span sk_reply_member(const struct skerry_reply *self, const char *name
 
 bool skerry_reply_u64(const struct skerry_reply *self, const char *name, uint64_t *out)
 {
-    struct sk_scan_value value;
+    struct sk_value value;
     *out = 0;
-    if (!find_value(frame_of(self), name, &value) || value.kind != SK_SCAN_UNSIGNED)
+    if (!find_value(frame_of(self), name, &value) || value.kind != SK_VALUE_UNSIGNED)
         return false;
-    *out = value.as_u64;
+    *out = value.u64;
     return true;
 }
 
 static void copy_text(struct sk_span map, const char *name, char *out, size_t size)
 {
-    struct sk_scan_value value;
-    if (find_value(map, name, &value) && value.kind == SK_SCAN_TEXT)
-        snprintf(out, size, "%.*s", (int)value.bytes.size, (const char *)value.bytes.bytes);
+    struct sk_value value;
+    if (find_value(map, name, &value) && value.kind == SK_VALUE_TEXT)
+        snprintf(out, size, "%.*s", (int)value.span.size, (const char *)value.span.bytes);
 }
 
 enum skerry_code skerry_reply_error(const struct skerry_reply *self, struct skerry_error *error)
@@ -131,39 +131,39 @@ enum skerry_code skerry_reply_error(const struct skerry_reply *self, struct sker
         return self->error.code;
     }
     struct sk_span frame = frame_of(self), details;
-    struct sk_scan_value ok, code, retriable;
-    if (!find_value(frame, "ok", &ok) || ok.kind != SK_SCAN_BOOL)
+    struct sk_value ok, code, retriable;
+    if (!find_value(frame, "ok", &ok) || ok.kind != SK_VALUE_BOOL)
         return sk_client_fail(error, SKERRY_VERSION,
                               "the reply is not one of this protocol: it has no member ok");
-    if (ok.as_bool)
+    if (ok.boolean)
         return SKERRY_OK;
     if (!find(frame, "error", &details) || !find_value(details, "code", &code) ||
-        code.kind != SK_SCAN_UNSIGNED || code.as_u64 == 0 || code.as_u64 > UINT16_MAX)
+        code.kind != SK_VALUE_UNSIGNED || code.u64 == 0 || code.u64 > UINT16_MAX)
         return sk_client_fail(error, SKERRY_VERSION,
                               "the reply is not one of this protocol: its error has no code");
     if (error != NULL) {
-        *error = (struct skerry_error){.code = (enum skerry_code)code.as_u64};
+        *error = (struct skerry_error){.code = (enum skerry_code)code.u64};
         copy_text(details, "name", error->name, sizeof error->name);
         copy_text(details, "field", error->field, sizeof error->field);
         copy_text(details, "message", error->message, sizeof error->message);
         error->retriable = find_value(details, "retriable", &retriable) &&
-                           retriable.kind == SK_SCAN_BOOL && retriable.as_bool;
+                           retriable.kind == SK_VALUE_BOOL && retriable.boolean;
     }
-    return (enum skerry_code)code.as_u64;
+    return (enum skerry_code)code.u64;
 }
 
 /* ---- Hits and records ---- */
 
 static bool find_bool(struct sk_span map, const char *name)
 {
-    struct sk_scan_value value;
-    return find_value(map, name, &value) && value.kind == SK_SCAN_BOOL && value.as_bool;
+    struct sk_value value;
+    return find_value(map, name, &value) && value.kind == SK_VALUE_BOOL && value.boolean;
 }
 
 static uint64_t find_u64(struct sk_span map, const char *name)
 {
-    struct sk_scan_value value;
-    return find_value(map, name, &value) && value.kind == SK_SCAN_UNSIGNED ? value.as_u64 : 0;
+    struct sk_value value;
+    return find_value(map, name, &value) && value.kind == SK_VALUE_UNSIGNED ? value.u64 : 0;
 }
 
 /* One hit or record: both are maps of id, payload, vector and, for hits, score. */
@@ -178,49 +178,49 @@ static struct skerry_bytes bytes_of(struct sk_span span)
     return (struct skerry_bytes){span.bytes, span.size};
 }
 
-static bool read_member(struct sk_scan *scan, struct sk_span key, struct row *row)
+static bool read_member(struct sk_reader *scan, struct sk_span key, struct row *row)
 {
     struct sk_span span;
-    struct sk_scan_value value;
+    struct sk_value value;
     if (!sk_scan_skip(scan, &span) || !value_of(span, &value))
         return false;
     if (sk_span_is(key, "id")) {
         row->has_id = true;
-        row->hit.id.number = value.kind == SK_SCAN_UNSIGNED ? value.as_u64 : 0;
-        if (value.kind == SK_SCAN_TEXT)
-            row->id_text = value.bytes;
-        return value.kind == SK_SCAN_UNSIGNED || value.kind == SK_SCAN_TEXT;
+        row->hit.id.number = value.kind == SK_VALUE_UNSIGNED ? value.u64 : 0;
+        if (value.kind == SK_VALUE_TEXT)
+            row->id_text = value.span;
+        return value.kind == SK_VALUE_UNSIGNED || value.kind == SK_VALUE_TEXT;
     }
     if (sk_span_is(key, "score")) {
-        row->hit.score = value.kind == SK_SCAN_FLOAT      ? (float)value.as_double
-                         : value.kind == SK_SCAN_UNSIGNED ? (float)value.as_u64
-                         : value.kind == SK_SCAN_NEGATIVE ? (float)value.as_i64
-                                                          : 0;
-        return value.kind == SK_SCAN_FLOAT || value.kind == SK_SCAN_UNSIGNED ||
-               value.kind == SK_SCAN_NEGATIVE;
+        row->hit.score = value.kind == SK_VALUE_FLOAT      ? (float)value.f64
+                         : value.kind == SK_VALUE_UNSIGNED ? (float)value.u64
+                         : value.kind == SK_VALUE_NEGATIVE ? (float)value.i64
+                                                           : 0;
+        return value.kind == SK_VALUE_FLOAT || value.kind == SK_VALUE_UNSIGNED ||
+               value.kind == SK_VALUE_NEGATIVE;
     }
-    if (sk_span_is(key, "payload") && value.kind == SK_SCAN_MAP)
+    if (sk_span_is(key, "payload") && value.kind == SK_VALUE_MAP)
         row->hit.payload = bytes_of(span);
-    if (sk_span_is(key, "vector") && value.kind == SK_SCAN_BIN)
-        row->hit.vector = bytes_of(value.bytes);
-    if (sk_span_is(key, "vector") && value.kind == SK_SCAN_MAP)
+    if (sk_span_is(key, "vector") && value.kind == SK_VALUE_BIN)
+        row->hit.vector = bytes_of(value.span);
+    if (sk_span_is(key, "vector") && value.kind == SK_VALUE_MAP)
         row->hit.vector_map = bytes_of(span);
     return true;
 }
 
-static bool read_row(struct sk_scan *scan, struct row *row)
+static bool read_row(struct sk_reader *scan, struct row *row)
 {
-    struct sk_scan_value value, key;
+    struct sk_value value, key;
     *row = (struct row){0};
     if (!sk_scan_next(scan, &value))
         return false;
-    if (value.kind == SK_SCAN_NIL)
+    if (value.kind == SK_VALUE_NIL)
         return true;
-    if (value.kind != SK_SCAN_MAP)
+    if (value.kind != SK_VALUE_MAP)
         return false;
     for (uint32_t i = 0, count = value.count; i < count; i++)
-        if (!sk_scan_next(scan, &key) || key.kind != SK_SCAN_TEXT ||
-            !read_member(scan, key.bytes, row))
+        if (!sk_scan_next(scan, &key) || key.kind != SK_VALUE_TEXT ||
+            !read_member(scan, key.span, row))
             return false;
     return row->has_id;
 }
@@ -264,7 +264,7 @@ struct owned_hits {
 };
 
 /* One list of hits at scan, appended. */
-static enum skerry_code read_list(struct sk_scan *scan, uint32_t count, struct owned_hits *owned,
+static enum skerry_code read_list(struct sk_reader *scan, uint32_t count, struct owned_hits *owned,
                                   size_t *used, struct skerry_error *error)
 {
     for (uint32_t i = 0; i < count; i++) {
@@ -279,15 +279,15 @@ static enum skerry_code read_list(struct sk_scan *scan, uint32_t count, struct o
 }
 
 /* How many hits there are in all: hits is a list of maps (one query) or a list of lists. */
-static bool count_hits(struct sk_scan scan, uint32_t outer_count, bool *is_many, size_t *count)
+static bool count_hits(struct sk_reader scan, uint32_t outer_count, bool *is_many, size_t *count)
 {
-    struct sk_scan ahead = scan;
-    struct sk_scan_value inner;
-    *is_many = outer_count > 0 && sk_scan_next(&ahead, &inner) && inner.kind == SK_SCAN_ARRAY;
+    struct sk_reader ahead = scan;
+    struct sk_value inner;
+    *is_many = outer_count > 0 && sk_scan_next(&ahead, &inner) && inner.kind == SK_VALUE_ARRAY;
     *count = *is_many ? 0 : outer_count;
     for (uint32_t q = 0; *is_many && q < outer_count; q++) {
         ahead = scan;
-        if (!sk_scan_next(&ahead, &inner) || inner.kind != SK_SCAN_ARRAY ||
+        if (!sk_scan_next(&ahead, &inner) || inner.kind != SK_VALUE_ARRAY ||
             !sk_scan_skip(&scan, NULL))
             return false;
         *count += inner.count;
@@ -298,11 +298,11 @@ static bool count_hits(struct sk_scan scan, uint32_t outer_count, bool *is_many,
 static enum skerry_code read_hits(struct sk_span hits, struct owned_hits *owned,
                                   struct skerry_error *error)
 {
-    struct sk_scan scan = {hits.bytes, hits.bytes + hits.size};
-    struct sk_scan_value outer, inner;
+    struct sk_reader scan = {hits.bytes, hits.bytes + hits.size};
+    struct sk_value outer, inner;
     bool is_many = false;
     size_t used = 0, count = 0;
-    if (!sk_scan_next(&scan, &outer) || outer.kind != SK_SCAN_ARRAY ||
+    if (!sk_scan_next(&scan, &outer) || outer.kind != SK_VALUE_ARRAY ||
         !count_hits(scan, outer.count, &is_many, &count))
         return bad_shape(error, "hits");
     size_t query_count = is_many ? outer.count : 1;
@@ -315,7 +315,7 @@ static enum skerry_code read_hits(struct sk_span hits, struct owned_hits *owned,
     if (!is_many)
         code = read_list(&scan, outer.count, owned, &used, error);
     for (size_t q = 0; code == SKERRY_OK && is_many && q < query_count; q++) {
-        if (!sk_scan_next(&scan, &inner) || inner.kind != SK_SCAN_ARRAY)
+        if (!sk_scan_next(&scan, &inner) || inner.kind != SK_VALUE_ARRAY)
             return bad_shape(error, "hits");
         owned->starts[q] = used;
         code = read_list(&scan, inner.count, owned, &used, error);
@@ -398,9 +398,9 @@ void skerry_records_free(struct skerry_records **self_pointer)
 static enum skerry_code read_records(struct sk_span span, struct owned_records *owned,
                                      struct skerry_error *error)
 {
-    struct sk_scan scan = {span.bytes, span.bytes + span.size};
-    struct sk_scan_value list;
-    if (!sk_scan_next(&scan, &list) || list.kind != SK_SCAN_ARRAY)
+    struct sk_reader scan = {span.bytes, span.bytes + span.size};
+    struct sk_value list;
+    if (!sk_scan_next(&scan, &list) || list.kind != SK_VALUE_ARRAY)
         return bad_shape(error, "records");
     owned->texts.capacity = span.size + 1;
     owned->rows = calloc((size_t)list.count + 1, sizeof *owned->rows);
@@ -442,8 +442,8 @@ enum skerry_code skerry_reply_records(struct skerry_reply **reply, struct skerry
         skerry_records_free(&unfinished);
         return code;
     }
-    struct sk_scan_value value;
-    if (find(frame, "cursor", &cursor) && value_of(cursor, &value) && value.kind != SK_SCAN_NIL)
+    struct sk_value value;
+    if (find(frame, "cursor", &cursor) && value_of(cursor, &value) && value.kind != SK_VALUE_NIL)
         owned->records.cursor = bytes_of(cursor);
     owned->reply = *reply;
     *reply = NULL;

@@ -8,14 +8,14 @@
     "vectors go to the wire as little-endian float32; a big-endian machine would have to swap them"
 #endif
 
-enum { ROWS_MAX = 10000, QUERIES_MAX = 1024, DIM_MAX = 8192, FRAME_BYTES_MAX = 32 << 20 };
+enum { DIM_MAX = 8192 };
 
 static void put_text(struct sk_frame *frame, const char *name, const char *text)
 {
     if (text == NULL)
         return;
     sk_frame_key(frame, name);
-    sk_wire_text(&frame->wire, text);
+    sk_put_text(&frame->wire, text);
 }
 
 static void put_u32(struct sk_frame *frame, const char *name, uint32_t value)
@@ -23,7 +23,7 @@ static void put_u32(struct sk_frame *frame, const char *name, uint32_t value)
     if (value == 0)
         return;
     sk_frame_key(frame, name);
-    sk_wire_u64(&frame->wire, value);
+    sk_put_u64(&frame->wire, value);
 }
 
 static void put_true(struct sk_frame *frame, const char *name, bool value)
@@ -31,15 +31,15 @@ static void put_true(struct sk_frame *frame, const char *name, bool value)
     if (!value)
         return;
     sk_frame_key(frame, name);
-    sk_wire_bool(&frame->wire, true);
+    sk_put_bool(&frame->wire, true);
 }
 
-static void put_id(struct sk_wire *wire, const char *text, uint64_t number)
+static void put_id(struct sk_buffer *wire, const char *text, uint64_t number)
 {
     if (text != NULL)
-        sk_wire_text(wire, text);
+        sk_put_text(wire, text);
     else
-        sk_wire_u64(wire, number);
+        sk_put_u64(wire, number);
 }
 
 static enum skerry_code put_ids(struct sk_frame *frame, const struct skerry_ids *ids,
@@ -49,7 +49,7 @@ static enum skerry_code put_ids(struct sk_frame *frame, const struct skerry_ids 
         return sk_client_fail_field(error, SKERRY_INVALID, "ids",
                                     "neither numbers nor texts is set");
     sk_frame_key(frame, "ids");
-    sk_wire_array(&frame->wire, ids->count);
+    sk_put_array(&frame->wire, ids->count);
     for (size_t i = 0; i < ids->count; i++) {
         const char *text = ids->texts == NULL ? NULL : ids->texts[i];
         if (text == NULL && ids->numbers == NULL)
@@ -72,7 +72,7 @@ static enum skerry_code put_json(struct sk_frame *frame, const char *name, const
         return code;
     }
     sk_frame_key(frame, name);
-    sk_wire_raw(&frame->wire, bytes.bytes, bytes.size);
+    sk_buffer_append(&frame->wire, bytes.bytes, bytes.size);
     skerry_bytes_free(&bytes);
     return SKERRY_OK;
 }
@@ -81,12 +81,12 @@ static enum skerry_code put_json(struct sk_frame *frame, const char *name, const
 static enum skerry_code put_value(struct sk_frame *frame, const char *name,
                                   struct skerry_bytes value, struct skerry_error *error)
 {
-    struct sk_scan scan = {value.bytes, (const uint8_t *)value.bytes + value.size};
+    struct sk_reader scan = {value.bytes, (const uint8_t *)value.bytes + value.size};
     if (!sk_scan_skip(&scan, NULL) || scan.at != scan.end)
         return sk_client_fail_field(error, SKERRY_INVALID, name,
                                     "these bytes are not one msgpack value");
     sk_frame_key(frame, name);
-    sk_wire_raw(&frame->wire, value.bytes, value.size);
+    sk_buffer_append(&frame->wire, value.bytes, value.size);
     return SKERRY_OK;
 }
 
@@ -258,33 +258,33 @@ enum skerry_code skerry_list_keys(struct skerry *self, struct skerry_reply **out
     return plain(self, "list_keys", out, error);
 }
 
-static void put_vector_field(struct sk_wire *wire, const struct skerry_vector_field *field)
+static void put_vector_field(struct sk_buffer *wire, const struct skerry_vector_field *field)
 {
     bool has_index = field->index != NULL || field->m != 0 || field->ef_construction != 0 ||
                      field->profile != NULL;
-    sk_wire_map(wire, 2U + has_index);
-    sk_wire_text(wire, "dim");
-    sk_wire_u64(wire, field->dim);
-    sk_wire_text(wire, "metric");
-    sk_wire_text(wire, field->metric == NULL ? "cosine" : field->metric);
+    sk_put_map(wire, 2U + has_index);
+    sk_put_text(wire, "dim");
+    sk_put_u64(wire, field->dim);
+    sk_put_text(wire, "metric");
+    sk_put_text(wire, field->metric == NULL ? "cosine" : field->metric);
     if (!has_index)
         return;
-    sk_wire_text(wire, "index");
-    sk_wire_map(wire,
-                1U + (field->m != 0) + (field->ef_construction != 0) + (field->profile != NULL));
-    sk_wire_text(wire, "type");
-    sk_wire_text(wire, field->index == NULL ? "hnsw" : field->index);
+    sk_put_text(wire, "index");
+    sk_put_map(wire,
+               1U + (field->m != 0) + (field->ef_construction != 0) + (field->profile != NULL));
+    sk_put_text(wire, "type");
+    sk_put_text(wire, field->index == NULL ? "hnsw" : field->index);
     if (field->m != 0) {
-        sk_wire_text(wire, "m");
-        sk_wire_u64(wire, field->m);
+        sk_put_text(wire, "m");
+        sk_put_u64(wire, field->m);
     }
     if (field->ef_construction != 0) {
-        sk_wire_text(wire, "ef_construction");
-        sk_wire_u64(wire, field->ef_construction);
+        sk_put_text(wire, "ef_construction");
+        sk_put_u64(wire, field->ef_construction);
     }
     if (field->profile != NULL) {
-        sk_wire_text(wire, "profile");
-        sk_wire_text(wire, field->profile);
+        sk_put_text(wire, "profile");
+        sk_put_text(wire, field->profile);
     }
 }
 
@@ -297,7 +297,7 @@ static enum skerry_code put_collection(struct sk_frame *frame,
     if (options->vector_count > 0) {
         sk_frame_key(frame, "vectors");
         if (is_named)
-            sk_wire_map(&frame->wire, options->vector_count);
+            sk_put_map(&frame->wire, options->vector_count);
     }
     for (size_t i = 0; i < options->vector_count; i++) {
         const struct skerry_vector_field *field = &options->vectors[i];
@@ -306,20 +306,20 @@ static enum skerry_code put_collection(struct sk_frame *frame,
                                         "vector field %zu of %zu has no name", i,
                                         options->vector_count);
         if (is_named)
-            sk_wire_text(&frame->wire, field->name);
+            sk_put_text(&frame->wire, field->name);
         put_vector_field(&frame->wire, field);
     }
     if (options->field_count > 0) {
         sk_frame_key(frame, "payload");
-        sk_wire_map(&frame->wire, options->field_count);
+        sk_put_map(&frame->wire, options->field_count);
     }
     for (size_t i = 0; i < options->field_count; i++) {
         const struct skerry_payload_field *field = &options->fields[i];
         if (field->name == NULL || field->kind == NULL)
             return sk_client_fail_field(error, SKERRY_INVALID, "payload",
                                         "payload field %zu has no name or no kind", i);
-        sk_wire_text(&frame->wire, field->name);
-        sk_wire_text(&frame->wire, field->kind);
+        sk_put_text(&frame->wire, field->name);
+        sk_put_text(&frame->wire, field->kind);
     }
     put_u32(frame, "shards", options->shards);
     return SKERRY_OK;
@@ -456,7 +456,7 @@ static enum skerry_code put_columns(struct sk_frame *frame, const struct skerry_
         return SKERRY_OK;
     sk_frame_key(frame, "vectors");
     if (is_named)
-        sk_wire_map(&frame->wire, request->vector_count);
+        sk_put_map(&frame->wire, request->vector_count);
     for (size_t i = 0; i < request->vector_count; i++) {
         const struct skerry_vectors *column = &request->vectors[i];
         if (column->values == NULL || column->dim == 0 || column->dim > DIM_MAX)
@@ -467,9 +467,9 @@ static enum skerry_code put_columns(struct sk_frame *frame, const struct skerry_
             return sk_client_fail_field(error, SKERRY_INVALID, "vectors",
                                         "column %zu of %zu has no name", i, request->vector_count);
         if (is_named)
-            sk_wire_text(&frame->wire, column->name);
-        sk_wire_bin(&frame->wire, column->values,
-                    request->ids.count * column->dim * sizeof *column->values);
+            sk_put_text(&frame->wire, column->name);
+        sk_put_bin(&frame->wire, column->values,
+                   request->ids.count * column->dim * sizeof *column->values);
     }
     return SKERRY_OK;
 }
@@ -485,18 +485,18 @@ static enum skerry_code put_payloads(struct sk_frame *frame, const struct skerry
     if (request->payloads == NULL)
         return SKERRY_OK;
     sk_frame_key(frame, "payloads");
-    sk_wire_array(&frame->wire, request->ids.count);
+    sk_put_array(&frame->wire, request->ids.count);
     for (size_t i = 0; i < request->ids.count; i++) {
         struct skerry_bytes payload = request->payloads[i];
-        struct sk_scan scan = {payload.bytes, (const uint8_t *)payload.bytes + payload.size};
+        struct sk_reader scan = {payload.bytes, (const uint8_t *)payload.bytes + payload.size};
         if (payload.bytes == NULL) {
-            sk_wire_nil(&frame->wire);
+            sk_put_nil(&frame->wire);
             continue;
         }
         if (!sk_scan_skip(&scan, NULL) || scan.at != scan.end)
             return sk_client_fail_field(error, SKERRY_INVALID, "payloads",
                                         "row %zu: these bytes are not one msgpack value", i);
-        sk_wire_raw(&frame->wire, payload.bytes, payload.size);
+        sk_buffer_append(&frame->wire, payload.bytes, payload.size);
     }
     return SKERRY_OK;
 }
@@ -508,9 +508,13 @@ static void put_ttl(struct sk_frame *frame, const struct skerry_upsert *request)
         return;
     }
     sk_frame_key(frame, "ttl_s");
-    sk_wire_array(&frame->wire, request->ids.count);
-    for (size_t i = 0; i < request->ids.count; i++)
-        sk_wire_u64(&frame->wire, request->ttl_s[i]);
+    sk_put_array(&frame->wire, request->ids.count);
+    for (size_t i = 0; i < request->ids.count; i++) {
+        if (request->ttl_s[i] == 0)
+            sk_put_nil(&frame->wire);
+        else
+            sk_put_u64(&frame->wire, request->ttl_s[i]);
+    }
 }
 
 static enum skerry_code upsert_frame(struct sk_frame *frame, const struct skerry_upsert *request,
@@ -521,10 +525,10 @@ static enum skerry_code upsert_frame(struct sk_frame *frame, const struct skerry
         check_reserved(request->reserved, SK_COUNT_OF(request->reserved), error);
     if (code == SKERRY_OK)
         code = check_name(request->collection, error);
-    if (code == SKERRY_OK && request->ids.count > ROWS_MAX)
+    if (code == SKERRY_OK && request->ids.count > SK_ROWS_MAX)
         code = sk_client_fail_field(error, SKERRY_TOO_LARGE, "ids",
                                     "%zu rows in a request, at most %d: send several",
-                                    request->ids.count, ROWS_MAX);
+                                    request->ids.count, SK_ROWS_MAX);
     if (code == SKERRY_OK)
         code = put_ids(frame, &request->ids, error);
     if (code == SKERRY_OK)
@@ -533,11 +537,11 @@ static enum skerry_code upsert_frame(struct sk_frame *frame, const struct skerry
         code = put_payloads(frame, request, error);
     if (code == SKERRY_OK)
         put_ttl(frame, request);
-    if (code == SKERRY_OK && frame->wire.size > FRAME_BYTES_MAX)
+    if (code == SKERRY_OK && frame->wire.size > SK_FRAME_BYTES_MAX)
         code =
             sk_client_fail(error, SKERRY_TOO_LARGE,
                            "the request has %zu bytes, a frame holds at most %d: send fewer rows",
-                           frame->wire.size, FRAME_BYTES_MAX);
+                           frame->wire.size, SK_FRAME_BYTES_MAX);
     return code;
 }
 
@@ -644,12 +648,12 @@ static enum skerry_code put_query(struct sk_frame *frame, const struct skerry_se
     if (request->dim == 0 || request->dim > DIM_MAX)
         return sk_client_fail_field(error, SKERRY_INVALID, "vector", "dim is %u, want 1 to %d",
                                     request->dim, DIM_MAX);
-    if (query_count > QUERIES_MAX)
+    if (query_count > SK_QUERIES_MAX)
         return sk_client_fail_field(error, SKERRY_TOO_LARGE, "vectors",
                                     "%zu queries in a request, at most %d: send several",
-                                    query_count, QUERIES_MAX);
+                                    query_count, SK_QUERIES_MAX);
     sk_frame_key(frame, request->query_count == 0 ? "vector" : "vectors");
-    sk_wire_bin(&frame->wire, request->vectors, query_count * request->dim * sizeof(float));
+    sk_put_bin(&frame->wire, request->vectors, query_count * request->dim * sizeof(float));
     return SKERRY_OK;
 }
 
@@ -673,7 +677,7 @@ static enum skerry_code search_frame(struct sk_frame *frame, const struct skerry
     put_true(frame, "exact", request->exact);
     if (request->score_threshold != NULL) {
         sk_frame_key(frame, "score_threshold");
-        sk_wire_float(&frame->wire, *request->score_threshold);
+        sk_put_f32(&frame->wire, *request->score_threshold);
     }
     return code;
 }

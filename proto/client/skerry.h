@@ -241,7 +241,8 @@ SKERRY_API enum skerry_code skerry_snapshot(struct skerry *self, const char *col
 SKERRY_API enum skerry_code skerry_restore(struct skerry *self, const char *collection,
                                            const char *name, uint32_t deadline_ms,
                                            struct skerry_reply **out, struct skerry_error *error);
-/* public_key NULL: the node makes the key pair and the reply holds it, once. */
+/* public_key: 40 characters of Z85 (zmq_curve_keypair makes a pair; the secret half stays with the
+ * client). role: "admin", "write" or "read". */
 SKERRY_API enum skerry_code skerry_create_key(struct skerry *self, const char *name,
                                               const char *public_key, const char *role,
                                               struct skerry_reply **out,
@@ -262,7 +263,7 @@ struct skerry_upsert {
     size_t vector_count;                  /* columns */
     const struct skerry_bytes *payloads;  /* ids.count msgpack maps (absent: none), or NULL */
     struct skerry_bytes payload_list;     /* instead: all of them as one msgpack array */
-    const uint32_t *ttl_s;                /* ids.count, or NULL: records never expire */
+    const uint32_t *ttl_s;                /* ids.count (0: for ever), or NULL */
     uint32_t ttl_s_all;                   /* instead: one for all of them */
     uint32_t deadline_ms;
     uint64_t reserved[6];

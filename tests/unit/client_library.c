@@ -51,139 +51,139 @@ static uint64_t now_ms(void)
     return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
-static void send_reply(struct fake *fake, const struct held *to, const struct sk_wire *reply)
+static void send_reply(struct fake *fake, const struct held *to, const struct sk_buffer *reply)
 {
     zmq_send(fake->router, to->routing_id, to->routing_id_size, ZMQ_SNDMORE);
     zmq_send(fake->router, reply->bytes, reply->size, 0);
 }
 
-static void begin_reply(struct sk_wire *reply, uint64_t id, bool is_ok, size_t members)
+static void begin_reply(struct sk_buffer *reply, uint64_t id, bool is_ok, size_t members)
 {
-    sk_wire_map(reply, 3 + members);
-    sk_wire_text(reply, "v");
-    sk_wire_u64(reply, 1);
-    sk_wire_text(reply, "id");
-    sk_wire_u64(reply, id);
-    sk_wire_text(reply, "ok");
-    sk_wire_bool(reply, is_ok);
+    sk_put_map(reply, 3 + members);
+    sk_put_text(reply, "v");
+    sk_put_u64(reply, 1);
+    sk_put_text(reply, "id");
+    sk_put_u64(reply, id);
+    sk_put_text(reply, "ok");
+    sk_put_bool(reply, is_ok);
 }
 
-static void put_member(struct sk_wire *reply, const char *name, uint64_t number)
+static void put_member(struct sk_buffer *reply, const char *name, uint64_t number)
 {
-    sk_wire_text(reply, name);
-    sk_wire_u64(reply, number);
+    sk_put_text(reply, name);
+    sk_put_u64(reply, number);
 }
 
 static void reply_done(struct fake *fake, const struct held *to)
 {
-    struct sk_wire reply = {0};
+    struct sk_buffer reply = {0};
     begin_reply(&reply, to->id, true, 4);
     put_member(&reply, "upserted", 7);
     put_member(&reply, "deleted", 3);
     put_member(&reply, "count", to->id); /* so that a caller sees whether the reply is its own */
     put_member(&reply, "updated", 2);
     send_reply(fake, to, &reply);
-    sk_wire_deinit(&reply);
+    sk_buffer_deinit(&reply);
 }
 
-static void put_hit(struct sk_wire *reply, const char *text, uint64_t number, double score,
+static void put_hit(struct sk_buffer *reply, const char *text, uint64_t number, double score,
                     bool is_whole)
 {
     static const float vector[2] = {0.5F, -1.0F};
-    sk_wire_map(reply, is_whole ? 4 : 2);
-    sk_wire_text(reply, "id");
+    sk_put_map(reply, is_whole ? 4 : 2);
+    sk_put_text(reply, "id");
     if (text != NULL)
-        sk_wire_text(reply, text);
+        sk_put_text(reply, text);
     else
-        sk_wire_u64(reply, number);
-    sk_wire_text(reply, "score");
-    sk_wire_float(reply, (float)score);
+        sk_put_u64(reply, number);
+    sk_put_text(reply, "score");
+    sk_put_f32(reply, (float)score);
     if (!is_whole)
         return;
-    sk_wire_text(reply, "payload");
-    sk_wire_map(reply, 1);
-    sk_wire_text(reply, "word");
-    sk_wire_text(reply, "heart");
-    sk_wire_text(reply, "vector");
-    sk_wire_bin(reply, vector, sizeof vector);
+    sk_put_text(reply, "payload");
+    sk_put_map(reply, 1);
+    sk_put_text(reply, "word");
+    sk_put_text(reply, "heart");
+    sk_put_text(reply, "vector");
+    sk_put_bin(reply, vector, sizeof vector);
 }
 
 static void reply_hits(struct fake *fake, const struct held *to, bool is_many)
 {
-    struct sk_wire reply = {0};
+    struct sk_buffer reply = {0};
     begin_reply(&reply, to->id, true, 5);
-    sk_wire_text(&reply, "hits");
+    sk_put_text(&reply, "hits");
     if (is_many) {
-        sk_wire_array(&reply, 3);
-        sk_wire_array(&reply, 2);
+        sk_put_array(&reply, 3);
+        sk_put_array(&reply, 2);
         put_hit(&reply, NULL, 1, 0.75, false);
         put_hit(&reply, "one", 0, 0.5, false);
-        sk_wire_array(&reply, 0);
-        sk_wire_array(&reply, 1);
+        sk_put_array(&reply, 0);
+        sk_put_array(&reply, 1);
         put_hit(&reply, NULL, UINT64_MAX, 0.25, false);
     } else {
-        sk_wire_array(&reply, 2);
+        sk_put_array(&reply, 2);
         put_hit(&reply, NULL, 42, 0.75, true);
         put_hit(&reply, "a0", 0, 0.5, false);
     }
-    sk_wire_text(&reply, "exact");
-    sk_wire_bool(&reply, true);
-    sk_wire_text(&reply, "shards");
-    sk_wire_map(&reply, 2);
+    sk_put_text(&reply, "exact");
+    sk_put_bool(&reply, true);
+    sk_put_text(&reply, "shards");
+    sk_put_map(&reply, 2);
     put_member(&reply, "asked", 4);
     put_member(&reply, "answered", 3);
-    sk_wire_text(&reply, "source");
-    sk_wire_text(&reply, "index");
-    sk_wire_text(&reply, "warning");
-    sk_wire_text(&reply, "by scan");
+    sk_put_text(&reply, "source");
+    sk_put_text(&reply, "index");
+    sk_put_text(&reply, "warning");
+    sk_put_text(&reply, "by scan");
     send_reply(fake, to, &reply);
-    sk_wire_deinit(&reply);
+    sk_buffer_deinit(&reply);
 }
 
 static void reply_records(struct fake *fake, const struct held *to)
 {
-    struct sk_wire reply = {0};
+    struct sk_buffer reply = {0};
     begin_reply(&reply, to->id, true, 2);
-    sk_wire_text(&reply, "records");
-    sk_wire_array(&reply, 2);
-    sk_wire_map(&reply, 1);
+    sk_put_text(&reply, "records");
+    sk_put_array(&reply, 2);
+    sk_put_map(&reply, 1);
     put_member(&reply, "id", 5);
-    sk_wire_nil(&reply);
-    sk_wire_text(&reply, "cursor");
-    sk_wire_text(&reply, "next");
+    sk_put_nil(&reply);
+    sk_put_text(&reply, "cursor");
+    sk_put_text(&reply, "next");
     send_reply(fake, to, &reply);
-    sk_wire_deinit(&reply);
+    sk_buffer_deinit(&reply);
 }
 
 static void reply_error(struct fake *fake, const struct held *to)
 {
-    struct sk_wire reply = {0};
+    struct sk_buffer reply = {0};
     begin_reply(&reply, to->id, false, 1);
-    sk_wire_text(&reply, "error");
-    sk_wire_map(&reply, 5);
+    sk_put_text(&reply, "error");
+    sk_put_map(&reply, 5);
     put_member(&reply, "code", 12);
-    sk_wire_text(&reply, "name");
-    sk_wire_text(&reply, "not_found");
-    sk_wire_text(&reply, "field");
-    sk_wire_text(&reply, "collection");
-    sk_wire_text(&reply, "retriable");
-    sk_wire_bool(&reply, false);
-    sk_wire_text(&reply, "message");
-    sk_wire_text(&reply, "no collection 'error'; the closest name is 'errors'");
+    sk_put_text(&reply, "name");
+    sk_put_text(&reply, "not_found");
+    sk_put_text(&reply, "field");
+    sk_put_text(&reply, "collection");
+    sk_put_text(&reply, "retriable");
+    sk_put_bool(&reply, false);
+    sk_put_text(&reply, "message");
+    sk_put_text(&reply, "no collection 'error'; the closest name is 'errors'");
     send_reply(fake, to, &reply);
-    sk_wire_deinit(&reply);
+    sk_buffer_deinit(&reply);
 }
 
 static void reply_ping(struct fake *fake, const struct held *to)
 {
-    struct sk_wire reply = {0};
+    struct sk_buffer reply = {0};
     begin_reply(&reply, to->id, true, 2);
-    sk_wire_text(&reply, "node");
-    sk_wire_text(&reply, "the key");
-    sk_wire_text(&reply, "version");
-    sk_wire_text(&reply, "0.1.0");
+    sk_put_text(&reply, "node");
+    sk_put_text(&reply, "the key");
+    sk_put_text(&reply, "version");
+    sk_put_text(&reply, "0.1.0");
     send_reply(fake, to, &reply);
-    sk_wire_deinit(&reply);
+    sk_buffer_deinit(&reply);
 }
 
 /* Frames that are no reply, or whose request nobody waits for; then the reply. */
@@ -192,10 +192,10 @@ static void reply_after_garbage(struct fake *fake, const struct held *to)
     static const char *const frames[] = {"", "\xc1", "\xdd\x7f\xff\xff\xff", "\x81\xa2id",
                                          "\x81\xa2id\xcf\xff\xff\xff\xff\xff\xff\xff\xff"};
     for (size_t i = 0; i < SK_COUNT_OF(frames); i++) {
-        struct sk_wire frame = {0};
-        sk_wire_raw(&frame, frames[i], strlen(frames[i]));
+        struct sk_buffer frame = {0};
+        sk_buffer_append(&frame, frames[i], strlen(frames[i]));
         send_reply(fake, to, &frame);
-        sk_wire_deinit(&frame);
+        sk_buffer_deinit(&frame);
     }
     reply_done(fake, to);
 }
@@ -208,20 +208,20 @@ static void release(struct fake *fake)
 
 static void member_text(struct sk_span frame, const char *name, char *out, size_t size)
 {
-    struct sk_scan scan = {frame.bytes, frame.bytes + frame.size};
-    struct sk_scan_value value;
+    struct sk_reader scan = {frame.bytes, frame.bytes + frame.size};
+    struct sk_value value;
     out[0] = '\0';
-    if (!sk_scan_next(&scan, &value) || value.kind != SK_SCAN_MAP)
+    if (!sk_scan_next(&scan, &value) || value.kind != SK_VALUE_MAP)
         return;
     for (uint32_t i = 0, count = value.count; i < count; i++) {
-        struct sk_scan_value key;
-        struct sk_scan at;
+        struct sk_value key;
+        struct sk_reader at;
         if (!sk_scan_next(&scan, &key))
             return;
         at = scan;
-        if (key.kind == SK_SCAN_TEXT && sk_span_is(key.bytes, name) && sk_scan_next(&at, &value) &&
-            value.kind == SK_SCAN_TEXT)
-            snprintf(out, size, "%.*s", (int)value.bytes.size, (const char *)value.bytes.bytes);
+        if (key.kind == SK_VALUE_TEXT && sk_span_is(key.span, name) && sk_scan_next(&at, &value) &&
+            value.kind == SK_VALUE_TEXT)
+            snprintf(out, size, "%.*s", (int)value.span.size, (const char *)value.span.bytes);
         if (!sk_scan_skip(&scan, NULL))
             return;
     }
@@ -467,7 +467,7 @@ static void every_operation_sends_the_fields_of_the_protocol(void **state)
     assert_int_equal(number, 7);
     assert_sent(
         fake, ",\"collection\":\"docs\",\"ids\":[5,\"b\"],\"vectors\":\"AACAPwAAAAAAAAAAAAAAPw==\","
-              "\"payloads\":[{\"k\":1},null],\"ttl_s\":[60,0]}");
+              "\"payloads\":[{\"k\":1},null],\"ttl_s\":[60,null]}");
 
     struct skerry_ids ids = {2, numbers, NULL};
     assert_int_equal(skerry_delete(db, "docs", &ids, 0, &number, &error), SKERRY_OK);
