@@ -7,17 +7,21 @@ import json
 import os
 import re
 import signal
+import shutil
 import subprocess
 import sys
 import time
+import traceback
 
 TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LOGS = os.path.join(TOP, "build", "test-logs")
 PYTHON = "/usr/bin/python3"
 
 # The folders of sources whose unit tests start threads; ThreadSanitizer runs these.
-THREADED = r"unit\.(index|shell|client|jobs|reactor|worker|gateway|supervisor|zap|store_reader)"
-MUTANTS = ("ack_before_commit", "lost_delete", "stale_index_after_restart", "late_copy_applied_twice")
+THREADED = r"unit\.(index|shell|client|worker|gateway|supervisor|store)"
+MUTANTS = ("ack_before_commit", "skip_fsync", "lost_delete", "stale_index_after_restart", "late_copy_applied_twice")
+PROGRAMS = ("skerry", "skerry-supervisor", "skerry-metadata-keeper", "skerry-router", "skerry-shard-worker",
+            "skerry-gateway")
 
 
 class Results:
@@ -57,8 +61,12 @@ def run_logged(name, command, timeout_s, env=None, cwd=TOP):
     path = os.path.join(LOGS, name.replace("/", "_") + ".log")
     started = time.monotonic()
     with open(path, "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=cwd,
-                                   env={**os.environ, **(env or {})}, start_new_session=True)
+        try:
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=cwd,
+                                       env={**os.environ, **(env or {})}, start_new_session=True)
+        except OSError as error:
+            log.write(f"{command[0]} cannot be run: {error}\n")
+            return 127, path, 0.0
         try:
             status = process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -73,45 +81,65 @@ def count_of(log, status):
     """How many tests a program's output says passed and failed; the status decides in doubt."""
     with open(log, errors="replace") as file:
         text = file.read()
-    passed = sum(int(n) for n in re.findall(r"\[  PASSED  \] (\d+) test", text))
-    failed = sum(int(n) for n in re.findall(r"\[  FAILED  \] (\d+) test", text))
-    if not passed and not failed:
-        ran = re.search(r"^Ran (\d+) tests? in", text, re.M)
-        if ran:
-            bad = sum(int(n) for n in re.findall(r"(?:failures|errors)=(\d+)", text))
-            skipped = sum(int(n) for n in re.findall(r"skipped=(\d+)", text))
-            passed, failed = int(ran.group(1)) - bad - skipped, bad
-    if not passed and not failed:
-        counted = re.search(r"^(\d+) passed, (\d+) failed", text, re.M)
-        if counted:
-            passed, failed = int(counted.group(1)), int(counted.group(2))
-    if status == 0:
-        return max(passed, 1) if not failed else passed, failed
-    return passed, max(failed, 1)
+    passed = sum(int(n) for n in re.findall(r"^\[  PASSED  \] (\d+) test", text, re.M))
+    failed = sum(int(n) for n in re.findall(r"^\[  FAILED  \] (\d+) test", text, re.M))
+    skipped = sum(int(n) for n in re.findall(r"^\[  SKIPPED \] (\d+) test", text, re.M))
+    # unittest ends with "Ran 5 tests in 0.1s", then "OK (skipped=1)" or "FAILED (failures=1, errors=2)".
+    ended = re.findall(r"^Ran (\d+) tests? in .*\n\n(?:OK|FAILED)(?: \((.*)\))?$", text, re.M)
+    counted = re.findall(r"^(\d+) passed, (\d+) failed$", text, re.M)
+    if ended:
+        words = dict(re.findall(r"(\w+)=(\d+)", ended[-1][1]))
+        failed = int(words.get("failures", 0)) + int(words.get("errors", 0))
+        skipped = int(words.get("skipped", 0))
+        passed = max(0, int(ended[-1][0]) - failed - skipped)
+    elif counted and not passed and not failed:
+        passed, failed = (int(n) for n in counted[-1])
+    if status != 0:
+        return passed, max(failed, 1)
+    if not passed and not failed and not skipped:
+        passed = 1      # a program that is one test
+    return passed, failed
 
 
 class Builder:
-    """Configures and builds each preset once; a failed build is a failed test."""
+    """Configures each preset once and builds what a part needs of it; a failed build is a failed test."""
 
     def __init__(self, results):
         self.results = results
+        self.configured = {}
         self.done = {}
 
-    def build(self, preset, *targets):
-        key = (preset, targets)
-        if key in self.done:
-            return self.done[key]
-        folder = os.path.join(TOP, "build", preset)
-        status, log, seconds = run_logged(f"configure.{preset}", ["cmake", "--preset", preset], 300)
-        if status == 0:
-            command = ["cmake", "--build", folder]
-            if targets:
-                command += ["--target", *targets]
-            status, log, more = run_logged(f"build.{preset}", command, 1800)
-            seconds += more
-        name = f"build.{preset}"
-        self.results.add(name, int(status == 0), int(status != 0), seconds, log=log)
-        self.done[key] = folder if status == 0 else None
+    def configure(self, preset):
+        if preset not in self.configured:
+            status, log, seconds = run_logged(f"configure.{preset}", ["cmake", "--preset", preset], 300)
+            if status != 0:
+                self.results.add(f"configure.{preset}", 0, 1, seconds, log=log)
+            self.configured[preset] = os.path.join(TOP, "build", preset) if status == 0 else None
+        return self.configured[preset]
+
+    def targets(self, preset, wanted):
+        """The names of this build's targets for which wanted(name) holds."""
+        folder = self.configure(preset)
+        if folder is None:
+            return []
+        text = subprocess.run(["ninja", "-C", folder, "-t", "targets", "all"], capture_output=True, text=True,
+                              check=True).stdout
+        names = {line.split(":")[0] for line in text.splitlines() if line.endswith(": phony")}
+        return sorted(name for name in names if "/" not in name and wanted(name))
+
+    def build(self, preset, wanted=None):
+        """Builds everything, or the targets whose names are wanted, as far as that goes: what does not build is
+        one failed test, and what it leaves out fails where it is wanted. None when nothing could be built."""
+        folder = self.configure(preset)
+        targets = self.targets(preset, wanted) if folder and wanted else []
+        key = (preset, tuple(targets))
+        if folder is None or (wanted and not targets):
+            return None
+        if key not in self.done:
+            command = ["ninja", "-k", "0", "-C", folder, *targets]
+            status, log, seconds = run_logged(f"build.{preset}", command, 1800)
+            self.results.add(f"build.{preset}", int(status == 0), int(status != 0), seconds, log=log)
+            self.done[key] = folder
         return self.done[key]
 
 
@@ -131,7 +159,14 @@ def ctest_list(folder, pattern):
 
 def run_ctests(run, preset, pattern, environment=None, timeout_factor=1.0):
     """Every CTest of one build whose name fits, two at a time."""
-    folder = run.builder.build(preset)
+    def is_wanted(name):
+        test = name.replace("test_", "unit.", 1)
+        return re.match(pattern, test) and run.wants(preset, test)
+
+    if run.builder.configure(preset) and not run.builder.targets(preset, is_wanted):
+        run.results.skip(f"{preset}.{pattern}", "no such tests in this tree")
+        return
+    folder = run.builder.build(preset, is_wanted)
     if folder is None:
         return
     tests = [t for t in ctest_list(folder, pattern) if run.wants(preset, t[0])]
@@ -146,11 +181,9 @@ def run_ctests(run, preset, pattern, environment=None, timeout_factor=1.0):
     with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 2) as pool:
         for name, status, log, seconds in pool.map(one, tests):
             run.results.add(name, *count_of(log, status), seconds, log=log)
-    if not tests and not run.filters:
-        run.results.skip(f"{prefix}{pattern}", "no such tests in this tree")
 
 
-ASAN = {"ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0:allocator_may_return_null=1",
+ASAN = {"ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0:allocator_may_return_null=1:quarantine_size_mb=16",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1"}
 TSAN = {"TSAN_OPTIONS": "halt_on_error=1:suppressions=" + os.path.join(TOP, "tests/tsan.supp")}
 
@@ -171,37 +204,51 @@ def part_aarch64(run):
     run_ctests(run, "aarch64", r"unit\.", None, 20)
 
 
+def is_sim(name):
+    return name == "sim"
+
+
 def part_sim(run):
-    folder = run.builder.build("release")
-    if folder is None:
-        return
-    seeds = 3000 if run.is_long else 300
-    program(run, "sim.seeds", [f"{folder}/bin/sim", "--seeds", str(seeds)], 3600 if run.is_long else 600)
+    if run.wants("sim", "sim.seeds"):
+        folder = run.builder.build("release", is_sim)
+        program(run, "sim.seeds", [program_of("release", "sim", folder), "--seeds", "3000" if run.is_long else "300"],
+                3600 if run.is_long else 600)
     if run.wants("sim", "sim.asan"):
-        folder = run.builder.build("asan")
-        if folder is not None:
-            seeds = 600 if run.is_long else 40
-            program(run, "sim.asan", [f"{folder}/bin/sim", "--seeds", str(seeds)], 1800, ASAN)
+        folder = run.builder.build("asan", is_sim)
+        program(run, "sim.asan", [program_of("asan", "sim", folder), "--seeds", "600" if run.is_long else "30"],
+                1800, ASAN)
 
 
 def part_mutants(run):
-    """Each planted bug must be found: the run of the simulator with it has to fail."""
-    folder = run.builder.build("mutants")
-    if folder is None:
-        return
-    program(run, "mutants.none", [f"{folder}/bin/sim", "--seeds", "20"], 600)
+    """Each planted bug must be found: the run of the simulator with it has to fail, and say what is wrong."""
+    folder = run.builder.build("mutants", lambda name: is_sim(name) or is_node(name))
+    sim = program_of("mutants", "sim", folder)
+    program(run, "mutants.none", [sim, "--seeds", "20"], 600)
     for mutant in MUTANTS:
         name = f"mutants.{mutant}"
         if not run.wants("mutants", name):
             continue
-        status, log, seconds = run_logged(
-            name, [f"{folder}/bin/sim", "--seeds", "300", "--until-failure"], 600, {"SK_MUTANT": mutant})
+        if folder is None or not os.path.exists(sim):
+            run.results.add(name, 0, 1, 0.0, "  there is no simulator with the planted bugs")
+            continue
+        status, log, seconds = run_logged(name, [sim, "--seeds", "300", "--until-failure"], 600,
+                                          {"SK_MUTANT": mutant})
         with open(log, errors="replace") as file:
-            found = re.search(r"^violation: .*", file.read(), re.M)
+            found = re.search(r"^violation: (?!the code under test|the run ended)(.*)", file.read(), re.M)
         is_caught = status == 1 and found is not None
         run.results.add(name, int(is_caught), int(not is_caught), seconds,
-                        f"  caught: {found.group(0)[11:90]}" if is_caught else "  NOT caught", log)
-    run_python(run, "mutants", "test_lost_fsync_mutant.py", {"SKERRY_MUTANTS_BIN": f"{folder}/bin"})
+                        f"  caught: {found.group(1)[:100]}" if is_caught else "  NOT caught", log)
+    if folder is not None:
+        run_python(run, "mutants", "test_lost_fsync_mutant.py", {"SKERRY_MUTANTS_BIN": f"{folder}/bin"})
+
+
+def is_node(name):
+    """The targets that a test of real processes needs."""
+    return name in PROGRAMS or name in ("skerry_record", "libskerry_record.so")
+
+
+def program_of(preset, name, folder):
+    return os.path.join(folder or os.path.join(TOP, "build", preset), "bin", name)
 
 
 def program(run, name, command, timeout_s, environment=None):
@@ -219,7 +266,9 @@ def run_python(run, part, file, environment=None):
     name = f"{part}.{file[len('test_'):-len('.py')]}"
     if not run.wants(part, name):
         return
-    settings = {"SKERRY_BIN": os.path.join(TOP, "build", "release", "bin"), **(environment or {})}
+    release = os.path.join(TOP, "build", "release")
+    settings = {"SKERRY_BIN": os.path.join(release, "bin"), "SKERRY_LIB_DIR": os.path.join(release, "lib"),
+                **(environment or {})}
     if run.is_long:
         settings["SK_LONG"] = "1"
     status, log, seconds = run_logged(name, [PYTHON, "-m", "unittest", "-v", path], 1800, settings,
@@ -240,24 +289,35 @@ def part_cluster(run):
 
 
 def part_asan_cluster(run):
-    """The real processes again, with hostile frames, under the sanitizers."""
-    folder = run.builder.build("asan")
-    if folder is not None:
-        for file in ("test_hostile.py", "test_node.py"):
-            run_python(run, "asan_cluster", file,
-                       {**ASAN, "SKERRY_BIN": f"{folder}/bin", "SKERRY_SLOW": "4"})
+    """The real processes again, under the sanitizers; what these find in a process that was started by another
+    comes through a file of theirs."""
+    folder = run.builder.build("asan", is_node)
+    if folder is None:
+        return
+    reports = os.path.join(LOGS, "sanitizer")
+    shutil.rmtree(reports, ignore_errors=True)
+    os.makedirs(reports)
+    for file in ("test_hostile.py", "test_node.py"):
+        where = f":log_path={reports}/{file[:-len('.py')]}"
+        run_python(run, "asan_cluster", file, {"ASAN_OPTIONS": ASAN["ASAN_OPTIONS"] + where,
+                                               "UBSAN_OPTIONS": ASAN["UBSAN_OPTIONS"] + where,
+                                               "SKERRY_BIN": f"{folder}/bin", "SKERRY_SLOW": "4"})
+    found = sorted(glob.glob(f"{reports}/*"))
+    if not run.filters or "asan_cluster" in run.filters:
+        run.results.add("asan_cluster.reports", int(not found), len(found), 0.0, "  what the sanitizers found",
+                        found[0] if found else None)
 
 
 def part_fuzz(run):
     """Replays the kept corpus through every libFuzzer target, then fuzzes for a while."""
-    if not glob.glob(os.path.join(TOP, "tests", "fuzz", "*.c")):
-        run.results.skip("fuzz", "no fuzz targets in this tree")
-        return
-    folder = run.builder.build("fuzz", "fuzz_targets")
+    folder = run.builder.build("fuzz", lambda name: name == "fuzz_targets")
     if folder is None:
+        if run.builder.configured["fuzz"]:
+            run.results.add("fuzz", 0, 1, 0.0, "  no target fuzz_targets could be built")
         return
-    seconds_each = 120 if run.is_long else 5
-    for binary in sorted(glob.glob(f"{folder}/bin/fuzz_*")):
+    seconds_each = 120 if run.is_long else 4
+
+    def one(binary):
         target = os.path.basename(binary)[len("fuzz_"):]
         corpus = os.path.join(TOP, "tests", "corpus", target)
         scratch = os.path.join(LOGS, "fuzz", target)
@@ -268,11 +328,14 @@ def part_fuzz(run):
             command.append(corpus)
         program(run, f"fuzz.{target}", command, seconds_each + 300, ASAN)
 
+    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 2) as pool:
+        list(pool.map(one, sorted(glob.glob(f"{folder}/bin/fuzz_*"))))
+
 
 def part_clang(run):
-    if not run.is_long:
-        return
-    run_ctests(run, "clang", r"unit\.")
+    """The whole tree, warnings as errors, with the other compiler."""
+    if run.is_long and run.builder.build("clang") is not None:
+        run_ctests(run, "clang", r"unit\.")
 
 
 PARTS = {
@@ -328,13 +391,18 @@ def main():
     run = Run(options.names, options.long)
     started = time.monotonic()
     for name, (function, _) in PARTS.items():
-        if run.wants_part(name):
+        if not run.wants_part(name):
+            continue
+        try:
             function(run)
+        except Exception as error:      # a defect of this runner must not hide the other parts
+            traceback.print_exc()
+            run.results.add(f"{name}.runner", 0, 1, 0.0, f"  {error!r}")
     print(f"\n{(time.monotonic() - started) / 60:.1f} minutes; skipped: {len(run.results.skipped)}")
     if run.results.failures:
         print("failed: " + " ".join(run.results.failures))
     if run.results.passed == 0 and run.results.failed == 0:
-        print("tests/run: nothing was run", file=sys.stderr)
+        print("nothing was run: no test has such a name")
         run.results.failed = 1
     print(f"{run.results.passed} passed, {run.results.failed} failed")
     return 1 if run.results.failed else 0

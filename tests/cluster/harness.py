@@ -112,7 +112,14 @@ class Node:
         for client in self.clients:
             client.close()
         try:
-            run(binary("skerry"), "node", "stop", "--dir", self.dir, timeout_s=30, check=False)
+            pid = self.facts()["pid"]
+        except (OSError, ValueError, KeyError):
+            pid = None      # it never came up
+        try:
+            if pid and is_alive(pid):
+                run(binary("skerry"), "node", "stop", "--dir", self.dir, timeout_s=30, check=False)
+                if is_alive(pid):
+                    kill(pid, signal.SIGKILL)
         finally:
             if self.is_own_folder:
                 shutil.rmtree(self.dir, ignore_errors=True)
