@@ -1,0 +1,322 @@
+/* Options anywhere on the line, help, completion and the manual page from the one table of
+ * commands. */
+#include "tools/skerry/cli.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct cli_option no_options[] = {{0}};
+
+static const struct cli_option *options_of(const struct cli_command *command)
+{
+    return command == NULL || command->options == NULL ? no_options : command->options;
+}
+
+static const struct cli_option *find(const struct cli_option *options, const char *name,
+                                     size_t size)
+{
+    for (; options->name != NULL; options++)
+        if (strlen(options->name) == size && memcmp(options->name, name, size) == 0)
+            return options;
+    return NULL;
+}
+
+/* Levenshtein, words of at most 63 characters. */
+static unsigned distance(const char *a, const char *b)
+{
+    unsigned row[64];
+    size_t b_size = strlen(b) < 63 ? strlen(b) : 63;
+    for (unsigned j = 0; j <= b_size; j++)
+        row[j] = j;
+    for (unsigned i = 1; a[i - 1] != '\0'; i++) {
+        unsigned diagonal = row[0];
+        row[0] = i;
+        for (size_t j = 1; j <= b_size; j++) {
+            unsigned change = diagonal + (a[i - 1] != b[j - 1]);
+            diagonal = row[j];
+            unsigned other = (row[j] < row[j - 1] ? row[j] : row[j - 1]) + 1;
+            row[j] = change < other ? change : other;
+        }
+    }
+    return row[b_size];
+}
+
+const char *cli_closest(const char *word, const char *const *names, size_t count)
+{
+    const char *best = NULL;
+    unsigned best_distance = strlen(word) < 4 ? 2 : 3; /* further apart is no misspelling */
+    for (size_t i = 0; i < count; i++) {
+        unsigned d = distance(word, names[i]);
+        if (d < best_distance) {
+            best_distance = d;
+            best = names[i];
+        }
+    }
+    return best;
+}
+
+static bool unknown_option(const struct cli_command *command, const char *word)
+{
+    const char *names[128];
+    size_t count = 0;
+    for (const struct cli_option *o = options_of(command); o->name != NULL && count < 64; o++)
+        names[count++] = o->name;
+    for (const struct cli_option *o = cli_global_options; o->name != NULL && count < 128; o++)
+        names[count++] = o->name;
+    const char *closest = cli_closest(word + 2, names, count);
+    if (closest != NULL)
+        (void)cli_usage("unknown option '%s'; did you mean --%s?", word, closest);
+    else
+        (void)cli_usage("unknown option '%s'; 'skerry %s --help' lists them", word,
+                        command == NULL ? "" : command->name);
+    return false;
+}
+
+static bool set_number(const struct cli_option *option, const char *value)
+{
+    char *end = NULL;
+    errno = 0;
+    if (option->kind == CLI_DOUBLE) {
+        *(double *)option->target = strtod(value, &end);
+    } else {
+        unsigned long long number = strtoull(value, &end, 10);
+        if (value[0] == '-' || number > UINT32_MAX)
+            errno = ERANGE;
+        *(uint32_t *)option->target = (uint32_t)number;
+    }
+    if (errno == 0 && end != value && *end == '\0')
+        return true;
+    (void)cli_usage("--%s: '%s' is not a number%s", option->name, value,
+                    option->kind == CLI_U32 ? " of 0 to 4,294,967,295" : "");
+    return false;
+}
+
+static bool set(const struct cli_option *option, const char *value)
+{
+    struct cli_list *list = option->target;
+    switch (option->kind) {
+    case CLI_FLAG:
+        *(bool *)option->target = true;
+        return true;
+    case CLI_TEXT:
+        *(const char **)option->target = value;
+        return true;
+    case CLI_LIST:
+        if (list->count == CLI_LIST_MAX) {
+            (void)cli_usage("--%s is given more than %d times", option->name, CLI_LIST_MAX);
+            return false;
+        }
+        list->values[list->count++] = value;
+        return true;
+    case CLI_U32:
+    case CLI_DOUBLE:
+        break;
+    }
+    return set_number(option, value);
+}
+
+/* word begins with "--". *at moves on when the value is a word of its own. */
+static bool take_option(const struct cli_command *command, int argc, char **argv, int *at)
+{
+    const char *word = argv[*at], *equals = strchr(word, '=');
+    size_t size = equals == NULL ? strlen(word + 2) : (size_t)(equals - word - 2);
+    const struct cli_option *option = find(options_of(command), word + 2, size);
+    if (option == NULL)
+        option = find(cli_global_options, word + 2, size);
+    if (option == NULL)
+        return unknown_option(command, word);
+    if (option->kind == CLI_FLAG && equals != NULL) {
+        (void)cli_usage("--%s takes no value", option->name);
+        return false;
+    }
+    if (option->kind == CLI_FLAG || equals != NULL)
+        return set(option, equals == NULL ? NULL : equals + 1);
+    if (*at + 1 >= argc) {
+        (void)cli_usage("--%s wants a value: --%s %s", option->name, option->name, option->value);
+        return false;
+    }
+    return set(option, argv[++*at]);
+}
+
+bool cli_parse(const struct cli_command *command, int argc, char **argv, int *count,
+               char **arguments)
+{
+    bool is_over = false;
+    *count = 0;
+    for (int i = 0; i < argc; i++) {
+        if (!is_over && strcmp(argv[i], "--") == 0) {
+            is_over = true;
+        } else if (!is_over && strcmp(argv[i], "-h") == 0) {
+            cli_settings.help = true;
+        } else if (!is_over && strncmp(argv[i], "--", 2) == 0) {
+            if (!take_option(command, argc, argv, &i))
+                return false;
+        } else if (!is_over && argv[i][0] == '-' && argv[i][1] != '\0') {
+            (void)cli_usage("unknown option '%s' (options have two dashes; put '--' before a word "
+                            "that begins with one)",
+                            argv[i]);
+            return false;
+        } else if (*count == CLI_ARGUMENTS_MAX) {
+            (void)cli_usage("more than %d arguments", CLI_ARGUMENTS_MAX);
+            return false;
+        } else {
+            arguments[(*count)++] = argv[i];
+        }
+    }
+    if (command == NULL || cli_settings.help)
+        return true;
+    if ((unsigned)*count < command->arguments_min || (unsigned)*count > command->arguments_max) {
+        (void)cli_usage("usage: skerry %s %s", command->name, command->arguments);
+        return false;
+    }
+    return true;
+}
+
+/* ---- Help ---- */
+
+static void print_options(FILE *out, const struct cli_option *options)
+{
+    for (; options->name != NULL; options++) {
+        char left[64];
+        snprintf(left, sizeof left, "--%s%s%s", options->name, options->value == NULL ? "" : " ",
+                 options->value == NULL ? "" : options->value);
+        fprintf(out, "  %-26s %s\n", left, options->help);
+    }
+}
+
+void cli_print_help(const struct cli_command *command)
+{
+    printf("usage: skerry [--dir DIR | --connect tcp://HOST:PORT --server-key KEY --key FILE] "
+           "%s %s%s\n\n%s.\n",
+           command->name, command->arguments,
+           options_of(command)->name == NULL ? "" : " [OPTION ...]", command->summary);
+    if (command->details != NULL)
+        printf("%s\n", command->details);
+    if (options_of(command)->name != NULL) {
+        printf("\nOptions:\n");
+        print_options(stdout, command->options);
+    }
+    printf("\nOptions of every command:\n");
+    print_options(stdout, cli_global_options);
+}
+
+void cli_print_overview(FILE *out)
+{
+    fprintf(out, "usage: skerry [OPTION ...] COMMAND [ARGUMENT ...]\n\nCommands:\n");
+    for (const struct cli_command *const *c = cli_commands; *c != NULL; c++)
+        fprintf(out, "  %-20s %s\n", (*c)->name, (*c)->summary);
+    fprintf(out, "\nOptions:\n");
+    print_options(out, cli_global_options);
+    fprintf(
+        out,
+        "\n'skerry COMMAND --help' tells more. Ids: digits are an integer, str:5 is the text 5.\n"
+        "Exit status: 0 done, 1 failed, 2 wrong usage, 3 the node cannot be reached.\n");
+}
+
+/* ---- Completion: the words that may come after those given ---- */
+
+static void print_names(const struct cli_option *options)
+{
+    for (; options->name != NULL; options++)
+        printf("--%s\n", options->name);
+}
+
+void cli_print_completion(int count, char **words)
+{
+    char typed[128] = "";
+    for (int i = 0; i < count; i++)
+        if (words[i][0] != '-' && strlen(typed) + strlen(words[i]) + 2 < sizeof typed)
+            snprintf(typed + strlen(typed), sizeof typed - strlen(typed), "%s%s",
+                     typed[0] == '\0' ? "" : " ", words[i]);
+    for (const struct cli_command *const *c = cli_commands; *c != NULL; c++) {
+        size_t size = strlen((*c)->name);
+        if (strncmp(typed, (*c)->name, size) == 0 && (typed[size] == '\0' || typed[size] == ' ')) {
+            print_names(options_of(*c));
+            print_names(cli_global_options);
+            return;
+        }
+    }
+    const char *last = "";
+    size_t size = strlen(typed);
+    for (const struct cli_command *const *c = cli_commands; *c != NULL; c++) {
+        const char *name = (*c)->name;
+        if (size > 0 && (strncmp(name, typed, size) != 0 || name[size] != ' '))
+            continue;
+        name += size > 0 ? size + 1 : 0;
+        size_t word = strcspn(name, " ");
+        if (strncmp(last, name, word) != 0 || last[word] != name[word])
+            printf("%.*s\n", (int)word, name);
+        last = name;
+    }
+    print_names(cli_global_options);
+}
+
+/* ---- The manual page ---- */
+
+static void print_troff(const char *text)
+{
+    bool is_start = true;
+    for (const char *c = text; *c != '\0'; c++) {
+        if (is_start && (*c == '.' || *c == '\''))
+            printf("\\&");
+        if (*c == '\\')
+            printf("\\e");
+        else if (*c == '-')
+            printf("\\-");
+        else
+            putchar(*c);
+        is_start = *c == '\n';
+    }
+}
+
+static void print_man_options(const struct cli_option *options)
+{
+    for (; options->name != NULL; options++) {
+        printf(".TP\n.B \\-\\-");
+        print_troff(options->name);
+        if (options->value != NULL) {
+            printf(" \\fI");
+            print_troff(options->value);
+            printf("\\fR");
+        }
+        printf("\n");
+        print_troff(options->help);
+        printf("\n");
+    }
+}
+
+void cli_print_man(void)
+{
+    printf(
+        ".TH SKERRY 1 \"\" \"skerry %s\" \"Skerry\"\n.SH NAME\nskerry \\- talk to a Skerry vector "
+        "database\n.SH SYNOPSIS\n.B skerry\n[\\fIoption\\fR ...] \\fIcommand\\fR [\\fIargument\\fR "
+        "...]\n.SH DESCRIPTION\nStarts and watches a node, and works on its collections. A node is "
+        "named by its folder (local socket) or by an address and keys (CURVE). Results go to "
+        "standard output, words about them to standard error.\nIds: digits are an integer, "
+        "\\fBstr:5\\fR is the text 5.\n.SH OPTIONS\n",
+        skerry_version());
+    print_man_options(cli_global_options);
+    printf(".SH COMMANDS\n");
+    for (const struct cli_command *const *c = cli_commands; *c != NULL; c++) {
+        printf(".SS skerry ");
+        print_troff((*c)->name);
+        printf(" ");
+        print_troff((*c)->arguments);
+        printf("\n");
+        print_troff((*c)->summary);
+        printf(".\n");
+        if ((*c)->details != NULL) {
+            printf(".PP\n.nf\n");
+            print_troff((*c)->details);
+            printf("\n.fi\n");
+        }
+        print_man_options(options_of(*c));
+    }
+    printf(".SH EXIT STATUS\n0 done, 1 failed, 2 wrong usage, 3 the node cannot be reached.\n"
+           ".SH ENVIRONMENT\n.TP\n.B SKERRY_DIR\nThe folder of the node where neither --dir nor "
+           "--connect is given.\n.SH SEE ALSO\n.BR skerry\\-supervisor (8),\n.BR skerry.conf "
+           "(5),\n.BR "
+           "libskerry (3)\n");
+}

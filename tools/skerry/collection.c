@@ -1,0 +1,341 @@
+/* skerry collection ..., wait, verify, compact, snapshot, restore. */
+#include "tools/skerry/commands.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static struct {
+    uint32_t dim, m, ef_construction, shards;
+    const char *metric, *index, *profile;
+    struct cli_list vectors, fields, drops;
+} options;
+
+static const struct cli_option create_options[] = {
+    {"dim", CLI_U32, &options.dim, "N", "the vectors' dimension, 1 to 8,192"},
+    {"metric", CLI_TEXT, &options.metric, "NAME", "cosine (default), ip or l2"},
+    {"index", CLI_TEXT, &options.index, "TYPE", "hnsw (default), flat, ..."},
+    {"m", CLI_U32, &options.m, "N", "hnsw: edges a record (16)"},
+    {"ef-construction", CLI_U32, &options.ef_construction, "N", "hnsw: beam while linking (200)"},
+    {"profile", CLI_TEXT, &options.profile, "NAME", "hnsw: balanced, speed or memory"},
+    {"vector", CLI_LIST, &options.vectors, "NAME:DIM[:METRIC]",
+     "a named vector field, instead of --dim; may be given again"},
+    {"field", CLI_LIST, &options.fields, "NAME:KIND",
+     "an indexed payload field: keyword, integer, float, bool, datetime or geo; may be given "
+     "again"},
+    {"shards", CLI_U32, &options.shards, "N", "how many shards; the node decides where not given"},
+    {0},
+};
+
+static const struct cli_option alter_options[] = {
+    {"field", CLI_LIST, &options.fields, "NAME:KIND", "a payload field to index from now on"},
+    {"drop-field", CLI_LIST, &options.drops, "NAME", "a payload field to index no longer"},
+    {0},
+};
+
+/* JSON through jansson, whose constructors answer NULL when memory is out: the end checks. */
+static void set_index(json_t *field)
+{
+    if (options.index == NULL && options.m == 0 && options.ef_construction == 0 &&
+        options.profile == NULL)
+        return;
+    json_t *index = json_object();
+    json_object_set_new(index, "type", json_string(options.index == NULL ? "hnsw" : options.index));
+    if (options.m != 0)
+        json_object_set_new(index, "m", json_integer(options.m));
+    if (options.ef_construction != 0)
+        json_object_set_new(index, "ef_construction", json_integer(options.ef_construction));
+    if (options.profile != NULL)
+        json_object_set_new(index, "profile", json_string(options.profile));
+    json_object_set_new(field, "index", index);
+}
+
+static json_t *vector_field(long dim, const char *metric)
+{
+    json_t *field = json_object();
+    json_object_set_new(field, "dim", json_integer(dim));
+    json_object_set_new(field, "metric", json_string(metric));
+    set_index(field);
+    return field;
+}
+
+static int set_vectors(json_t *fields)
+{
+    const char *metric = options.metric == NULL ? "cosine" : options.metric;
+    if ((options.dim == 0) == (options.vectors.count == 0))
+        return cli_usage("give --dim N, or --vector NAME:DIM[:METRIC] for each of several fields");
+    if (options.dim != 0) {
+        json_object_set_new(fields, "vectors", vector_field((long)options.dim, metric));
+        return CLI_DONE;
+    }
+    json_t *vectors = json_object();
+    json_object_set_new(fields, "vectors", vectors);
+    for (size_t i = 0; i < options.vectors.count; i++) {
+        char name[80], kind[32] = "";
+        unsigned dim = 0;
+        if (sscanf(options.vectors.values[i], "%79[^:]:%u:%31s", name, &dim, kind) < 2)
+            return cli_usage("--vector %s: want NAME:DIM or NAME:DIM:METRIC",
+                             options.vectors.values[i]);
+        json_object_set_new(vectors, name,
+                            vector_field((long)dim, kind[0] == '\0' ? metric : kind));
+    }
+    return CLI_DONE;
+}
+
+static int set_payload(json_t *fields, const char *key)
+{
+    if (options.fields.count == 0)
+        return CLI_DONE;
+    json_t *payload = json_object();
+    json_object_set_new(fields, key, payload);
+    for (size_t i = 0; i < options.fields.count; i++) {
+        const char *text = options.fields.values[i], *colon = strrchr(text, ':');
+        if (colon == NULL || colon == text || colon[1] == '\0')
+            return cli_usage("--field %s: want NAME:KIND, for instance lexname:keyword", text);
+        json_t *kind = json_string(colon + 1);
+        char *name = strndup(text, (size_t)(colon - text));
+        if (name != NULL)
+            json_object_set_new(payload, name, kind);
+        free(name);
+    }
+    return CLI_DONE;
+}
+
+static int say_done(json_t *reply, const char *words, const char *name)
+{
+    if (reply != NULL)
+        printf("%s %s\n", words, name);
+    json_decref(reply);
+    return CLI_DONE;
+}
+
+static int create(int count, char **arguments)
+{
+    json_t *fields = json_object(), *reply = NULL;
+    (void)count;
+    json_object_set_new(fields, "collection", json_string(arguments[0]));
+    int status = set_vectors(fields);
+    if (status == CLI_DONE)
+        status = set_payload(fields, "payload");
+    if (status != CLI_DONE) {
+        json_decref(fields);
+        return status;
+    }
+    if (options.shards != 0)
+        json_object_set_new(fields, "shards", json_integer(options.shards));
+    status = cli_call("create_collection", fields, &reply);
+    return status == CLI_DONE ? say_done(reply, "created", arguments[0]) : status;
+}
+
+const struct cli_command cli_collection_create = {
+    .name = "collection create",
+    .arguments = "NAME",
+    .arguments_min = 1,
+    .arguments_max = 1,
+    .summary = "Make a collection",
+    .details =
+        "Example: skerry collection create docs --dim 384 --metric cosine --field pos:keyword",
+    .options = create_options,
+    .run = create,
+};
+
+static json_t *for_collection(const char *name)
+{
+    json_t *fields = json_object();
+    json_object_set_new(fields, "collection", json_string(name));
+    return fields;
+}
+
+static int list(int count, char **arguments)
+{
+    json_t *reply = NULL, *collection;
+    size_t i;
+    (void)count;
+    (void)arguments;
+    int status = cli_call("list_collections", NULL, &reply);
+    json_array_foreach(json_object_get(reply, "collections"), i, collection)
+    {
+        const char *name = json_string_value(collection);
+        if (name == NULL)
+            name = cli_json_text(collection, "name");
+        printf("%s\n", name);
+    }
+    json_decref(reply);
+    return status;
+}
+
+const struct cli_command cli_collection_list = {
+    .name = "collection list",
+    .arguments = "",
+    .summary = "List the collections",
+    .run = list,
+};
+
+static int describe(int count, char **arguments)
+{
+    (void)count;
+    return cli_show_call("describe_collection", for_collection(arguments[0]));
+}
+
+const struct cli_command cli_collection_describe = {
+    .name = "collection describe",
+    .arguments = "NAME",
+    .arguments_min = 1,
+    .arguments_max = 1,
+    .summary = "Show a collection's schema, counts and index state",
+    .run = describe,
+};
+
+static int drop(int count, char **arguments)
+{
+    json_t *reply = NULL;
+    (void)count;
+    int status = cli_call("drop_collection", for_collection(arguments[0]), &reply);
+    return status == CLI_DONE ? say_done(reply, "dropped", arguments[0]) : status;
+}
+
+const struct cli_command cli_collection_drop = {
+    .name = "collection drop",
+    .arguments = "NAME",
+    .arguments_min = 1,
+    .arguments_max = 1,
+    .summary = "Drop a collection and all its records",
+    .run = drop,
+};
+
+static int alter(int count, char **arguments)
+{
+    json_t *fields = for_collection(arguments[0]), *reply = NULL;
+    (void)count;
+    if (options.fields.count == 0 && options.drops.count == 0) {
+        json_decref(fields);
+        return cli_usage("nothing to change: give --field NAME:KIND or --drop-field NAME");
+    }
+    int status = set_payload(fields, "payload");
+    if (options.drops.count > 0 && json_object_get(fields, "payload") == NULL)
+        json_object_set_new(fields, "payload", json_object());
+    for (size_t i = 0; i < options.drops.count; i++)
+        json_object_set_new(json_object_get(fields, "payload"), options.drops.values[i],
+                            json_null());
+    if (status != CLI_DONE) {
+        json_decref(fields);
+        return status;
+    }
+    status = cli_call("alter_collection", fields, &reply);
+    return status == CLI_DONE ? say_done(reply, "altered", arguments[0]) : status;
+}
+
+const struct cli_command cli_collection_alter = {
+    .name = "collection alter",
+    .arguments = "NAME",
+    .arguments_min = 1,
+    .arguments_max = 1,
+    .summary = "Add or drop indexed payload fields",
+    .options = alter_options,
+    .run = alter,
+};
+
+/* ---- Maintenance: long work, so a deadline of its own where none is given ---- */
+
+enum { LONG_DEADLINE_MS = 60000 };
+
+static void take_time(void)
+{
+    if (cli_settings.deadline_ms == 0)
+        cli_settings.deadline_ms = LONG_DEADLINE_MS;
+}
+
+static int wait_indexed(int count, char **arguments)
+{
+    json_t *fields = for_collection(arguments[0]), *reply = NULL;
+    (void)count;
+    take_time();
+    json_object_set_new(fields, "for", json_string("indexed"));
+    int status = cli_call("wait", fields, &reply);
+    return status == CLI_DONE ? say_done(reply, "indexed", arguments[0]) : status;
+}
+
+const struct cli_command cli_wait = {
+    .name = "wait",
+    .arguments = "NAME",
+    .arguments_min = 1,
+    .arguments_max = 1,
+    .summary = "Wait until a collection's indexes have caught up with its writes",
+    .run = wait_indexed,
+};
+
+static int verify(int count, char **arguments)
+{
+    (void)count;
+    take_time();
+    return cli_show_call("verify", for_collection(arguments[0]));
+}
+
+const struct cli_command cli_verify = {
+    .name = "verify",
+    .arguments = "NAME",
+    .arguments_min = 1,
+    .arguments_max = 1,
+    .summary = "Check every record and index of a collection, and mend what can be mended",
+    .run = verify,
+};
+
+static int compact(int count, char **arguments)
+{
+    (void)count;
+    take_time();
+    return cli_show_call("compact", for_collection(arguments[0]));
+}
+
+const struct cli_command cli_compact = {
+    .name = "compact",
+    .arguments = "NAME",
+    .arguments_min = 1,
+    .arguments_max = 1,
+    .summary = "Give the space of deleted records back",
+    .run = compact,
+};
+
+static int snapshot_op(const char *op, char **arguments, const char *words)
+{
+    json_t *fields = for_collection(arguments[0]), *reply = NULL;
+    if (strchr(arguments[1], '/') != NULL) {
+        json_decref(fields);
+        return cli_usage(
+            "'%s' is a path; give a name: the file lies in the node's folder snapshots/",
+            arguments[1]);
+    }
+    take_time();
+    json_object_set_new(fields, "name", json_string(arguments[1]));
+    int status = cli_call(op, fields, &reply);
+    return status == CLI_DONE ? say_done(reply, words, arguments[1]) : status;
+}
+
+static int snapshot(int count, char **arguments)
+{
+    (void)count;
+    return snapshot_op("snapshot", arguments, "snapshot");
+}
+
+static int restore(int count, char **arguments)
+{
+    (void)count;
+    return snapshot_op("restore", arguments, "restored from");
+}
+
+const struct cli_command cli_snapshot = {
+    .name = "snapshot",
+    .arguments = "NAME FILE",
+    .arguments_min = 2,
+    .arguments_max = 2,
+    .summary = "Write a collection as it is now to a file in the node's folder snapshots/",
+    .run = snapshot,
+};
+
+const struct cli_command cli_restore = {
+    .name = "restore",
+    .arguments = "NAME FILE",
+    .arguments_min = 2,
+    .arguments_max = 2,
+    .summary = "Make a collection from a snapshot in the node's folder snapshots/",
+    .run = restore,
+};
