@@ -15,6 +15,13 @@ static bool has_avx2(void)
 {
     return __builtin_cpu_supports("avx2") != 0;
 }
+
+static bool has_avx512(void)
+{
+    return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
+           __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
+           __builtin_cpu_supports("avx512vnni") != 0;
+}
 #endif
 
 static const struct {
@@ -23,6 +30,7 @@ static const struct {
 } candidates[] = {
 /* best first */
 #if defined(__x86_64__)
+    {&sk_kernels_avx512, has_avx512},
     {&sk_kernels_avx2, has_avx2},
 #endif
 #if defined(__aarch64__)

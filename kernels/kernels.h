@@ -17,7 +17,7 @@
 enum sk_metric { SK_METRIC_L2 = 1, SK_METRIC_IP = 2, SK_METRIC_COSINE = 3 };
 
 struct sk_kernels {
-    const char *isa; /* "scalar", "avx2", "neon" */
+    const char *isa; /* "scalar", "avx2", "avx512", "neon" */
     float (*dot_f32)(const float *a, const float *b, size_t n);
     float (*l2sq_f32)(const float *a, const float *b, size_t n); /* squared Euclidean */
     /* In double precision, 8 lanes (lane i takes elements i, i + 8, ...), added in halves. */
@@ -46,7 +46,7 @@ struct sk_kernels {
     void (*quantise_u4)(const float *x, size_t n, float scale, uint8_t *codes);
 };
 
-/* The set for this processor, or the one named: NULL or "auto", "scalar", "avx2", "neon". NULL is
+/* The set for this processor, or the one named: NULL or "auto", "scalar", "avx2", "avx512", "neon". NULL is
  * returned for a name that is unknown or that this processor cannot run. */
 const struct sk_kernels *sk_kernels_get(const char *isa);
 /* The names that sk_kernels_get takes here, best first, the last is "scalar"; NULL past the end. */

@@ -7,6 +7,7 @@
 extern const struct sk_kernels sk_kernels_scalar;
 #if defined(__x86_64__)
 extern const struct sk_kernels sk_kernels_avx2;
+extern const struct sk_kernels sk_kernels_avx512;
 #endif
 #if defined(__aarch64__)
 extern const struct sk_kernels sk_kernels_neon;

@@ -65,7 +65,8 @@ void sk_floor_index_open(struct sk_floor_index *self, const char *vectors_path, 
                                      .dim = dim,
                                      .m = m,
                                      .ef_construction = ef_construction,
-                                     .seed = 1};
+                                     .seed = 1,
+                                     .isa = getenv("SK_ISA")}; /* to compare kernel sets */
     struct sk_index_source source = {self, fetch_row};
     FILE *image = image_path != NULL ? fopen(image_path, "rb") : NULL;
     if (image != NULL) {

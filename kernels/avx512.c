@@ -1,0 +1,282 @@
+/* AVX-512 with VNNI for x86-64 (Ice Lake, Zen 4 and later). As in avx2.c multiply and add of floats stay
+ * apart, and lanes are added in halves, so that the results are those of scalar.c. */
+#include "kernels/set.h"
+
+#include <immintrin.h>
+#include <string.h>
+
+static __mmask16 first16(size_t count)
+{
+    return count >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1U << count) - 1);
+}
+
+static __mmask8 first8(size_t count)
+{
+    return count >= 8 ? (__mmask8)0xFF : (__mmask8)((1U << count) - 1);
+}
+
+static __mmask32 first32(size_t count)
+{
+    return count >= 32 ? 0xFFFFFFFFU : (__mmask32)((1ULL << count) - 1);
+}
+
+static __mmask64 first64(size_t count)
+{
+    return count >= 64 ? ~0ULL : (__mmask64)((1ULL << count) - 1);
+}
+
+static float reduce(__m512 sum16)
+{
+    __m256 sum8 = _mm256_add_ps(_mm512_castps512_ps256(sum16), _mm512_extractf32x8_ps(sum16, 1));
+    __m128 sum4 = _mm_add_ps(_mm256_castps256_ps128(sum8), _mm256_extractf128_ps(sum8, 1));
+    __m128 sum2 = _mm_add_ps(sum4, _mm_movehl_ps(sum4, sum4));
+    return _mm_cvtss_f32(_mm_add_ss(sum2, _mm_shuffle_ps(sum2, sum2, 1)));
+}
+
+static double reduce_f64(__m512d sum8)
+{
+    __m256d sum4 = _mm256_add_pd(_mm512_castpd512_pd256(sum8), _mm512_extractf64x4_pd(sum8, 1));
+    __m128d sum2 = _mm_add_pd(_mm256_castpd256_pd128(sum4), _mm256_extractf128_pd(sum4, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(sum2, _mm_unpackhi_pd(sum2, sum2)));
+}
+
+static float dot_f32(const float *a, const float *b, size_t n)
+{
+    __m512 sum = _mm512_setzero_ps();
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        sum = _mm512_add_ps(sum, _mm512_mul_ps(_mm512_loadu_ps(a + i), _mm512_loadu_ps(b + i)));
+    if (i < n) {
+        const __mmask16 rest = first16(n - i);
+        sum = _mm512_add_ps(sum, _mm512_mul_ps(_mm512_maskz_loadu_ps(rest, a + i),
+                                               _mm512_maskz_loadu_ps(rest, b + i)));
+    }
+    return reduce(sum);
+}
+
+static float l2sq_f32(const float *a, const float *b, size_t n)
+{
+    __m512 sum = _mm512_setzero_ps();
+    for (size_t i = 0; i < n; i += 16) {
+        const __mmask16 rest = first16(n - i);
+        __m512 difference = _mm512_sub_ps(_mm512_maskz_loadu_ps(rest, a + i),
+                                          _mm512_maskz_loadu_ps(rest, b + i));
+        sum = _mm512_add_ps(sum, _mm512_mul_ps(difference, difference));
+    }
+    return reduce(sum);
+}
+
+static __m512d load_f64(const float *x, size_t count)
+{
+    return _mm512_cvtps_pd(_mm256_maskz_loadu_ps(first8(count), x));
+}
+
+static double dot_f64(const float *a, const float *b, size_t n)
+{
+    __m512d sum = _mm512_setzero_pd();
+    for (size_t i = 0; i < n; i += 8)
+        sum = _mm512_add_pd(sum, _mm512_mul_pd(load_f64(a + i, n - i), load_f64(b + i, n - i)));
+    return reduce_f64(sum);
+}
+
+static double l2sq_f64(const float *a, const float *b, size_t n)
+{
+    __m512d sum = _mm512_setzero_pd();
+    for (size_t i = 0; i < n; i += 8) {
+        __m512d difference = _mm512_sub_pd(load_f64(a + i, n - i), load_f64(b + i, n - i));
+        sum = _mm512_add_pd(sum, _mm512_mul_pd(difference, difference));
+    }
+    return reduce_f64(sum);
+}
+
+/* vpdpbusd multiplies unsigned by signed bytes: a + 128 is unsigned, and 128 x b is taken off again. */
+static int32_t dot_s8(const int8_t *a, const int8_t *b, size_t n)
+{
+    const __m512i offset = _mm512_set1_epi8(-128);
+    __m512i sum = _mm512_setzero_si512(), excess = _mm512_setzero_si512();
+    for (size_t i = 0; i < n; i += 64) {
+        const __mmask64 rest = first64(n - i);
+        __m512i at_a = _mm512_maskz_loadu_epi8(rest, a + i);
+        __m512i at_b = _mm512_maskz_loadu_epi8(rest, b + i);
+        sum = _mm512_dpbusd_epi32(sum, _mm512_xor_si512(at_a, offset), at_b);
+        excess = _mm512_dpbusd_epi32(excess, offset, at_b);
+    }
+    return _mm512_reduce_add_epi32(_mm512_sub_epi32(sum, excess));
+}
+
+static int32_t l2sq_s8(const int8_t *a, const int8_t *b, size_t n)
+{
+    __m512i sum = _mm512_setzero_si512();
+    for (size_t i = 0; i < n; i += 32) {
+        const __mmask32 rest = first32(n - i);
+        __m512i difference =
+            _mm512_sub_epi16(_mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(rest, a + i)),
+                             _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(rest, b + i)));
+        sum = _mm512_dpwssd_epi32(sum, difference, difference);
+    }
+    return _mm512_reduce_add_epi32(sum);
+}
+
+static int32_t dot_s16_s8(const int16_t *a, const int8_t *b, size_t n)
+{
+    __m512i sum0 = _mm512_setzero_si512(), sum1 = _mm512_setzero_si512();
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        sum0 = _mm512_dpwssd_epi32(
+            sum0, _mm512_loadu_si512(a + i),
+            _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(b + i))));
+        sum1 = _mm512_dpwssd_epi32(
+            sum1, _mm512_loadu_si512(a + i + 32),
+            _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(b + i + 32))));
+    }
+    for (; i < n; i += 32) {
+        const __mmask32 rest = first32(n - i);
+        sum0 = _mm512_dpwssd_epi32(sum0, _mm512_maskz_loadu_epi16(rest, a + i),
+                                   _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(rest, b + i)));
+    }
+    return _mm512_reduce_add_epi32(_mm512_add_epi32(sum0, sum1));
+}
+
+/* Two blocks of 64 dimensions a step: their low nibbles go with the first halves of both blocks of b,
+ * the high ones with the second halves. */
+static int32_t dot_u4_s8(const uint8_t *codes, const int8_t *b, size_t n)
+{
+    const __m512i nibble = _mm512_set1_epi8(15);
+    __m512i sum0 = _mm512_setzero_si512(), sum1 = _mm512_setzero_si512();
+    size_t i = 0;
+    for (; i + 128 <= n; i += 128) {
+        __m512i pairs = _mm512_loadu_si512(codes + i / 2);
+        __m512i b0 = _mm512_loadu_si512(b + i), b1 = _mm512_loadu_si512(b + i + 64);
+        sum0 = _mm512_dpbusd_epi32(sum0, _mm512_and_si512(pairs, nibble),
+                                   _mm512_shuffle_i64x2(b0, b1, 0x44));
+        sum1 = _mm512_dpbusd_epi32(sum1, _mm512_and_si512(_mm512_srli_epi16(pairs, 4), nibble),
+                                   _mm512_shuffle_i64x2(b0, b1, 0xEE));
+    }
+    if (i < n) {
+        __m256i pairs = _mm256_loadu_si256((const __m256i *)(const void *)(codes + i / 2));
+        __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(pairs), _mm256_srli_epi16(pairs, 4), 1);
+        sum0 = _mm512_dpbusd_epi32(sum0, _mm512_and_si512(both, nibble), _mm512_loadu_si512(b + i));
+    }
+    return _mm512_reduce_add_epi32(_mm512_add_epi32(sum0, sum1));
+}
+
+/* Distances 1, 2, 4 and 8 inside one register. */
+static __m512 fht16(__m512 x)
+{
+    __m512 other = _mm512_permute_ps(x, 0xB1);
+    x = _mm512_mask_sub_ps(_mm512_add_ps(x, other), 0xAAAA, other, x);
+    other = _mm512_permute_ps(x, 0x4E);
+    x = _mm512_mask_sub_ps(_mm512_add_ps(x, other), 0xCCCC, other, x);
+    other = _mm512_shuffle_f32x4(x, x, 0xB1);
+    x = _mm512_mask_sub_ps(_mm512_add_ps(x, other), 0xF0F0, other, x);
+    other = _mm512_shuffle_f32x4(x, x, 0x4E);
+    return _mm512_mask_sub_ps(_mm512_add_ps(x, other), 0xFF00, other, x);
+}
+
+static void fht_f32(float *x, size_t n)
+{
+    if (n < 16) {
+        sk_kernels_scalar.fht_f32(x, n);
+        return;
+    }
+    for (size_t i = 0; i < n; i += 16)
+        _mm512_storeu_ps(x + i, fht16(_mm512_loadu_ps(x + i)));
+    size_t h = 16;
+    for (; 4 * h <= n; h *= 4) /* two levels a pass over memory */
+        for (size_t block = 0; block < n; block += 4 * h)
+            for (size_t i = block; i < block + h; i += 16) {
+                __m512 a = _mm512_loadu_ps(x + i), b = _mm512_loadu_ps(x + i + h);
+                __m512 c = _mm512_loadu_ps(x + i + 2 * h), e = _mm512_loadu_ps(x + i + 3 * h);
+                __m512 ab = _mm512_add_ps(a, b), a_b = _mm512_sub_ps(a, b);
+                __m512 ce = _mm512_add_ps(c, e), c_e = _mm512_sub_ps(c, e);
+                _mm512_storeu_ps(x + i, _mm512_add_ps(ab, ce));
+                _mm512_storeu_ps(x + i + h, _mm512_add_ps(a_b, c_e));
+                _mm512_storeu_ps(x + i + 2 * h, _mm512_sub_ps(ab, ce));
+                _mm512_storeu_ps(x + i + 3 * h, _mm512_sub_ps(a_b, c_e));
+            }
+    if (h < n)
+        for (size_t i = 0; i < h; i += 16) {
+            __m512 a = _mm512_loadu_ps(x + i), b = _mm512_loadu_ps(x + i + h);
+            _mm512_storeu_ps(x + i, _mm512_add_ps(a, b));
+            _mm512_storeu_ps(x + i + h, _mm512_sub_ps(a, b));
+        }
+}
+
+static float max_abs_f32(const float *x, size_t n)
+{
+    __m512 max16 = _mm512_setzero_ps();
+    for (size_t i = 0; i < n; i += 16)
+        max16 = _mm512_max_ps(max16, _mm512_abs_ps(_mm512_maskz_loadu_ps(first16(n - i), x + i)));
+    return _mm512_reduce_max_ps(max16);
+}
+
+static void scale_f32(float *x, float factor, size_t n)
+{
+    const __m512 factor16 = _mm512_set1_ps(factor);
+    for (size_t i = 0; i < n; i += 16) {
+        const __mmask16 rest = first16(n - i);
+        _mm512_mask_storeu_ps(x + i, rest,
+                              _mm512_mul_ps(_mm512_maskz_loadu_ps(rest, x + i), factor16));
+    }
+}
+
+static void flip_signs_f32(float *x, const uint32_t *bits, size_t n)
+{
+    const __m512i sign = _mm512_set1_epi32(INT32_MIN);
+    for (size_t i = 0; i < n; i += 16) {
+        const __mmask16 is_set = (__mmask16)(bits[i / 32] >> i % 32);
+        __m512i at = _mm512_loadu_si512(x + i);
+        _mm512_storeu_si512(x + i, _mm512_mask_xor_epi32(at, is_set, at, sign));
+    }
+}
+
+static __m128i quantise16(__m512 x, __m512 scale, __m512 shift, __m512 low, __m512 high)
+{
+    __m512 scaled = _mm512_add_ps(_mm512_mul_ps(x, scale), shift);
+    return _mm512_cvtepi32_epi8(
+        _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(scaled, low), high)));
+}
+
+static void quantise_s8(const float *x, size_t n, float scale, int limit, int8_t *out)
+{
+    const __m512 scale16 = _mm512_set1_ps(scale), high = _mm512_set1_ps((float)limit),
+                 low = _mm512_set1_ps((float)-limit);
+    for (size_t i = 0; i < n; i += 16) {
+        const __mmask16 rest = first16(n - i);
+        _mm_mask_storeu_epi8(out + i, rest,
+                             quantise16(_mm512_maskz_loadu_ps(rest, x + i), scale16,
+                                        _mm512_setzero_ps(), low, high));
+    }
+}
+
+static void quantise_u4(const float *x, size_t n, float scale, uint8_t *codes)
+{
+    const __m512 scale16 = _mm512_set1_ps(scale), shift = _mm512_set1_ps(7.5F),
+                 high = _mm512_set1_ps(15), low = _mm512_setzero_ps();
+    for (size_t i = 0; i < n; i += 64)
+        for (size_t half = 0; half < 32; half += 16) {
+            __m128i first = quantise16(_mm512_loadu_ps(x + i + half), scale16, shift, low, high);
+            __m128i second =
+                quantise16(_mm512_loadu_ps(x + i + half + 32), scale16, shift, low, high);
+            __m128i pairs = _mm_or_si128(first, _mm_slli_epi16(second, 4));
+            memcpy(codes + i / 2 + half, &pairs, sizeof pairs);
+        }
+}
+
+const struct sk_kernels sk_kernels_avx512 = {
+    .isa = "avx512",
+    .dot_f32 = dot_f32,
+    .l2sq_f32 = l2sq_f32,
+    .dot_f64 = dot_f64,
+    .l2sq_f64 = l2sq_f64,
+    .dot_s8 = dot_s8,
+    .l2sq_s8 = l2sq_s8,
+    .dot_s16_s8 = dot_s16_s8,
+    .dot_u4_s8 = dot_u4_s8,
+    .fht_f32 = fht_f32,
+    .max_abs_f32 = max_abs_f32,
+    .scale_f32 = scale_f32,
+    .flip_signs_f32 = flip_signs_f32,
+    .quantise_s8 = quantise_s8,
+    .quantise_u4 = quantise_u4,
+};
