@@ -107,6 +107,30 @@ static double dot_f64(const float *a, const float *b, size_t n)
     return reduce_f64(low, high);
 }
 
+/* Two chains of additions run in the time of one. */
+static double dot_norm_f64(const float *a, const float *b, size_t n, double *b_norm_sq)
+{
+    __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
+    __m256d norm_low = _mm256_setzero_pd(), norm_high = _mm256_setzero_pd();
+    for (size_t i = 0; i < n; i += 8) {
+        float rest_a[8] = {0}, rest_b[8] = {0};
+        const float *at_a = a + i, *at_b = b + i;
+        if (n - i < 8) {
+            memcpy(rest_a, at_a, (n - i) * sizeof *a);
+            memcpy(rest_b, at_b, (n - i) * sizeof *b);
+            at_a = rest_a;
+            at_b = rest_b;
+        }
+        __m256d b_low = load_f64(at_b), b_high = load_f64(at_b + 4);
+        low = _mm256_add_pd(low, _mm256_mul_pd(load_f64(at_a), b_low));
+        high = _mm256_add_pd(high, _mm256_mul_pd(load_f64(at_a + 4), b_high));
+        norm_low = _mm256_add_pd(norm_low, _mm256_mul_pd(b_low, b_low));
+        norm_high = _mm256_add_pd(norm_high, _mm256_mul_pd(b_high, b_high));
+    }
+    *b_norm_sq = reduce_f64(norm_low, norm_high);
+    return reduce_f64(low, high);
+}
+
 static double l2sq_f64(const float *a, const float *b, size_t n)
 {
     __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
@@ -333,6 +357,7 @@ const struct sk_kernels sk_kernels_avx2 = {
     .l2sq_f32 = l2sq_f32,
     .dot_f64 = dot_f64,
     .l2sq_f64 = l2sq_f64,
+    .dot_norm_f64 = dot_norm_f64,
     .dot_s8 = dot_s8,
     .l2sq_s8 = l2sq_s8,
     .dot_s16_s8 = dot_s16_s8,

@@ -79,6 +79,19 @@ static double dot_f64(const float *a, const float *b, size_t n)
     return reduce_f64(sum);
 }
 
+/* Two chains of additions run in the time of one. */
+static double dot_norm_f64(const float *a, const float *b, size_t n, double *b_norm_sq)
+{
+    __m512d sum = _mm512_setzero_pd(), norm = _mm512_setzero_pd();
+    for (size_t i = 0; i < n; i += 8) {
+        __m512d at_b = load_f64(b + i, n - i);
+        sum = _mm512_add_pd(sum, _mm512_mul_pd(load_f64(a + i, n - i), at_b));
+        norm = _mm512_add_pd(norm, _mm512_mul_pd(at_b, at_b));
+    }
+    *b_norm_sq = reduce_f64(norm);
+    return reduce_f64(sum);
+}
+
 static double l2sq_f64(const float *a, const float *b, size_t n)
 {
     __m512d sum = _mm512_setzero_pd();
@@ -269,6 +282,7 @@ const struct sk_kernels sk_kernels_avx512 = {
     .l2sq_f32 = l2sq_f32,
     .dot_f64 = dot_f64,
     .l2sq_f64 = l2sq_f64,
+    .dot_norm_f64 = dot_norm_f64,
     .dot_s8 = dot_s8,
     .l2sq_s8 = l2sq_s8,
     .dot_s16_s8 = dot_s16_s8,

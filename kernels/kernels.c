@@ -68,19 +68,31 @@ bool sk_vector_is_finite(const float *x, size_t n)
     return bad == 0;
 }
 
-float sk_score_exact(enum sk_metric metric, const float *a, const float *b, size_t dim)
+double sk_score_length(const float *query, size_t dim)
+{
+    return sqrt(sk_kernels_get(NULL)->dot_f64(query, query, dim));
+}
+
+float sk_score_exact_query(enum sk_metric metric, const float *query, double query_length,
+                           const float *b, size_t dim)
 {
     const struct sk_kernels *kernels = sk_kernels_get(NULL);
     if (metric == SK_METRIC_L2)
-        return (float)sqrt(kernels->l2sq_f64(a, b, dim));
-    double dot = kernels->dot_f64(a, b, dim);
+        return (float)sqrt(kernels->l2sq_f64(query, b, dim));
     if (metric == SK_METRIC_IP)
-        return (float)dot;
-    double length = sqrt(kernels->dot_f64(a, a, dim)) * sqrt(kernels->dot_f64(b, b, dim));
+        return (float)kernels->dot_f64(query, b, dim);
+    double norm_sq, dot = kernels->dot_norm_f64(query, b, dim, &norm_sq);
+    double length = query_length * sqrt(norm_sq);
     if (length <= 0)
         return 0;
     dot /= length;
     return (float)(dot < -1 ? -1 : dot > 1 ? 1 : dot);
+}
+
+float sk_score_exact(enum sk_metric metric, const float *a, const float *b, size_t dim)
+{
+    double length = metric == SK_METRIC_COSINE ? sk_score_length(a, dim) : 0;
+    return sk_score_exact_query(metric, a, length, b, dim);
 }
 
 bool sk_score_is_better(enum sk_metric metric, float a, float b)

@@ -23,6 +23,8 @@ struct sk_kernels {
     /* In double precision, 8 lanes (lane i takes elements i, i + 8, ...), added in halves. */
     double (*dot_f64)(const float *a, const float *b, size_t n);
     double (*l2sq_f64)(const float *a, const float *b, size_t n);
+    /* dot_f64(a, b) and *b_norm_sq = dot_f64(b, b), in one pass over b */
+    double (*dot_norm_f64)(const float *a, const float *b, size_t n, double *b_norm_sq);
     /* -128 must not occur in a or b. n at most 65,536. */
     int32_t (*dot_s8)(const int8_t *a, const int8_t *b, size_t n);
     int32_t (*l2sq_s8)(const int8_t *a, const int8_t *b, size_t n);
@@ -58,6 +60,11 @@ bool sk_vector_is_finite(const float *x, size_t n); /* no NaN, no infinity */
  * (see dot_f64), rounded to float once. l2: the Euclidean distance (smaller is better); ip: the
  * inner product; cosine: of the raw vectors, 0 when one of them is all zeros, clamped to -1..1. */
 float sk_score_exact(enum sk_metric metric, const float *a, const float *b, size_t dim);
+/* The same, when one query meets many vectors: query_length = sk_score_length(query, dim) is found
+ * once. */
+double sk_score_length(const float *query, size_t dim);
+float sk_score_exact_query(enum sk_metric metric, const float *query, double query_length,
+                           const float *b, size_t dim);
 /* True when score a ranks before score b (l2: smaller; ip, cosine: larger). */
 bool sk_score_is_better(enum sk_metric metric, float a, float b);
 

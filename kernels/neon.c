@@ -104,6 +104,12 @@ static double dot_f64(const float *a, const float *b, size_t n)
     return sum_f64(a, b, n, dot_f64_step);
 }
 
+static double dot_norm_f64(const float *a, const float *b, size_t n, double *b_norm_sq)
+{
+    *b_norm_sq = dot_f64(b, b, n);
+    return dot_f64(a, b, n);
+}
+
 static double l2sq_f64(const float *a, const float *b, size_t n)
 {
     return sum_f64(a, b, n, l2sq_f64_step);
@@ -270,6 +276,7 @@ const struct sk_kernels sk_kernels_neon = {
     .l2sq_f32 = l2sq_f32,
     .dot_f64 = dot_f64,
     .l2sq_f64 = l2sq_f64,
+    .dot_norm_f64 = dot_norm_f64,
     .dot_s8 = dot_s8,
     .l2sq_s8 = l2sq_s8,
     .dot_s16_s8 = dot_s16_s8,

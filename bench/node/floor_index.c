@@ -106,10 +106,14 @@ uint32_t sk_floor_index_search(struct sk_floor_index *self, const float *query, 
         return 0;
     must(sk_index_search(self->index, self->reader, &q, &result, &d), "search", &d);
     uint32_t kept = 0;
+    const double length = sk_score_length(query, self->dim);
+    for (uint32_t i = 0; i < result.count; i++)
+        for (uint32_t at = 0; at < self->dim; at += 16)
+            __builtin_prefetch(self->vectors + (size_t)result.rows[i] * self->dim + at);
     for (uint32_t i = 0; i < result.count; i++) {
         uint32_t row = result.rows[i];
-        float score =
-            sk_score_exact(self->metric, query, self->vectors + (size_t)row * self->dim, self->dim);
+        float score = sk_score_exact_query(self->metric, query, length,
+                                           self->vectors + (size_t)row * self->dim, self->dim);
         uint32_t at = kept < k ? kept++ : k;
         while (at > 0 && sk_score_is_better(self->metric, score, hits[at - 1].score)) {
             if (at < k)

@@ -83,6 +83,9 @@ static void floats_match(const struct sk_kernels *set, const struct sk_kernels *
     const double got_dot64 = set->dot_f64(a, b, n), want_dot64 = oracle->dot_f64(a, b, n);
     const double got_l264 = set->l2sq_f64(a, b, n), want_l264 = oracle->l2sq_f64(a, b, n);
     EXPECT(same_bits(&got_dot64, &want_dot64, sizeof want_dot64), "dot_f64 n %zu", n);
+    double norm_sq, want_norm_sq = oracle->dot_f64(b, b, n), both = set->dot_norm_f64(a, b, n, &norm_sq);
+    EXPECT(same_bits(&both, &want_dot64, sizeof both), "dot_norm_f64 n %zu", n);
+    EXPECT(same_bits(&norm_sq, &want_norm_sq, sizeof norm_sq), "dot_norm_f64 n %zu", n);
     EXPECT(same_bits(&got_l264, &want_l264, sizeof want_l264), "l2sq_f64 n %zu", n);
     EXPECT(fabs(got_dot64 - dot) <= 1e-12 * (dot_size + 1), "dot_f64 n %zu", n);
     EXPECT(fabs(got_l264 - l2) <= 1e-12 * (l2 + 1), "l2sq_f64 n %zu", n);

@@ -5,7 +5,7 @@
 
 #define HUGE_BYTES ((size_t)2 << 20)
 #define SMALL_STEP_BYTES ((size_t)64 << 10)
-#define HUGE_FROM_BYTES ((size_t)16 << 20) /* smaller arrays are not worth whole huge pages */
+#define HUGE_FROM_BYTES ((size_t)8 << 20) /* smaller arrays are not worth whole huge pages */
 
 bool sk_region_reserve(struct sk_region *self, size_t bytes)
 {
