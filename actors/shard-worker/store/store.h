@@ -36,7 +36,7 @@ struct sk_store_config {
  * (sk_store_index_step), those it has and schema lacks are dropped behind. */
 SK_CHECKED enum sk_err sk_store_open(struct sk_store **out, const struct sk_store_config *config,
                                      const struct sk_schema *schema, struct sk_diag *d);
-void sk_store_close(struct sk_store **self); /* no reader may be in a transaction */
+void sk_store_close(struct sk_store **self); /* no reader may be in a transaction, nor be used again */
 /* A newer version of the schema (alter_collection). Writer, outside a transaction; no reader active. */
 SK_CHECKED enum sk_err sk_store_set_schema(struct sk_store *self, const struct sk_schema *schema,
                                            struct sk_diag *d);
@@ -64,14 +64,15 @@ struct sk_change {
     bool has_new;
     uint32_t row; /* has_new */
     uint64_t lseq;
-    bool has_old; /* a record was there: its row is in limbo now */
+    bool has_old;  /* a record was there: its row is in limbo now */
+    bool was_live; /* and its time was not over */
     uint32_t old_row;
     uint64_t old_lseq; /* birth of the old life */
 };
 /* row has every vector field (sk_upsert_check). */
 SK_CHECKED enum sk_err sk_store_upsert(struct sk_store *self, const struct sk_row *row,
                                        struct sk_change *change, struct sk_diag *d);
-/* change->has_old tells whether it was there (and not expired). */
+/* change->was_live tells whether it was there for those who ask. */
 SK_CHECKED enum sk_err sk_store_delete(struct sk_store *self, const struct sk_id *id,
                                        struct sk_change *change, struct sk_diag *d);
 SK_CHECKED enum sk_err sk_store_set_payload(struct sk_store *self, const struct sk_id *id,
@@ -125,7 +126,8 @@ SK_CHECKED enum sk_err sk_store_find(struct sk_store_reader *self, const struct 
                                      uint32_t *row, struct sk_diag *d);
 SK_CHECKED enum sk_err sk_store_record(struct sk_store_reader *self, uint32_t row,
                                        struct sk_record *out, struct sk_diag *d);
-/* dim floats, aligned to 4; NULL when there is no such row. Not checked for expiry. */
+/* dim floats, aligned to 4; NULL when nothing is stored there. For rows of records: whether one is there
+ * and not expired is for sk_store_record. */
 const float *sk_store_vector(struct sk_store_reader *self, unsigned field, uint32_t row);
 
 /* All live rows (expired ones left out), or those that match. */
