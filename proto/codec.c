@@ -1,5 +1,5 @@
-#include "proto/codec.h"
 #include "common/base/utf8.h"
+#include "proto/codec_internal.h"
 
 #include <math.h>
 
@@ -7,6 +7,7 @@ struct field_info {
     const char *name;
     const char *member;
     const char *aliases; /* separated by blanks */
+    size_t name_size;
     enum sk_field_kind kind;
     uint64_t limit;
     size_t offset; /* in struct sk_request */
@@ -14,7 +15,13 @@ struct field_info {
 
 static const struct field_info fields[] = {
 #define SK_FIELD(member, name, kind, limit, aliases, help)                                         \
-    {name, #member, aliases, SK_KIND_##kind, limit, offsetof(struct sk_request, member)},
+    {name,                                                                                         \
+     #member,                                                                                      \
+     aliases,                                                                                      \
+     sizeof(name) - 1,                                                                             \
+     SK_KIND_##kind,                                                                               \
+     limit,                                                                                        \
+     offsetof(struct sk_request, member)},
 #include "proto/messages.def"
 #undef SK_FIELD
 };
@@ -74,11 +81,13 @@ static bool op_takes(enum sk_op op, size_t field)
 /* The field of op with this wire name or alias; SK_FIELD_COUNT when there is none. */
 static size_t find_field(enum sk_op op, struct sk_span key)
 {
-    for (size_t i = 0; i < SK_FIELD_COUNT; i++)
-        if ((sk_span_is(key, fields[i].name) ||
-             has_word(fields[i].aliases, (const char *)key.bytes, key.size)) &&
+    for (size_t i = 0; i < SK_FIELD_COUNT; i++) {
+        bool is_named =
+            key.size == fields[i].name_size && memcmp(key.bytes, fields[i].name, key.size) == 0;
+        if ((is_named || has_word(fields[i].aliases, (const char *)key.bytes, key.size)) &&
             op_takes(op, i))
             return i;
+    }
     return SK_FIELD_COUNT;
 }
 
@@ -120,18 +129,15 @@ static enum sk_err read_list(struct sk_reader *from, const struct field_info *fi
     if (head.kind != SK_VALUE_ARRAY)
         return want(field, &head, "an array", d);
     if (head.count > field->limit)
-        return sk_fail_field(d, SK_ERR_TOO_LARGE, field->name, "%s has %u members, want at most %llu",
-                             field->name, head.count, (unsigned long long)field->limit);
+        return sk_fail_field(d, SK_ERR_TOO_LARGE, field->name,
+                             "%s has %u members, want at most %llu", field->name, head.count,
+                             (unsigned long long)field->limit);
     const uint8_t *begin = from->at;
     for (uint32_t i = 0; i < head.count; i++) {
         struct sk_id id;
         err = is_ids ? sk_read_id(from, &id, d) : sk_skip(from, SK_REQUEST_DEPTH_MAX, d);
-        if (err != SK_ERR_OK) {
-            err = sk_wrap(d, err, "%s row %u", field->name, i);
-            if (d != NULL)
-                (void)snprintf(d->field, sizeof d->field, "%s", field->name);
-            return err;
-        }
+        if (err != SK_ERR_OK)
+            return sk_wrap(d, err, "%s row %u", field->name, i);
     }
     out->is_present = true;
     out->count = head.count;
@@ -173,8 +179,9 @@ static enum sk_err read_text(const struct field_info *field, const struct sk_val
     if (field->kind == SK_KIND_name)
         return (*out = value->span, sk_name_check(value->span, field->name, d));
     if (value->span.size > field->limit)
-        return sk_fail_field(d, SK_ERR_TOO_LARGE, field->name, "%s has %zu bytes, want at most %llu",
-                             field->name, value->span.size, (unsigned long long)field->limit);
+        return sk_fail_field(d, SK_ERR_TOO_LARGE, field->name,
+                             "%s has %zu bytes, want at most %llu", field->name, value->span.size,
+                             (unsigned long long)field->limit);
     if (!sk_utf8_valid(value->span))
         return sk_fail_field(d, SK_ERR_INVALID, field->name, "%s is not valid UTF-8", field->name);
     *out = value->span;
@@ -245,197 +252,6 @@ static enum sk_err read_field(struct sk_reader *from, const struct field_info *f
     return read_number(field, &value, out, d);
 }
 
-/* ---- envelope ---- */
-
-enum { ENVELOPE_V = 1, ENVELOPE_OP = 2, ENVELOPE_ID = 4, ENVELOPE_DEADLINE = 8, ENVELOPE_COLLECTION = 16 };
-
-static enum sk_err find_op(struct sk_span name, enum sk_op *out, struct sk_diag *d)
-{
-    for (enum sk_op op = 1; op < SK_OPS_END; op++) {
-        if (sk_span_is(name, ops[op].name)) {
-            *out = op;
-            return SK_ERR_OK;
-        }
-    }
-    const char *candidates[SK_OPS_END];
-    size_t count = 0;
-    for (enum sk_op op = 1; op < SK_OPS_END; op++)
-        if (ops[op].role != SK_ROLE_LINK)
-            candidates[count++] = ops[op].name;
-    const char *closest = sk_closest(name, candidates, count);
-    int shown = (int)(name.size > 64 ? 64 : name.size);
-    const char *text = sk_utf8_valid(name) ? (const char *)name.bytes : "?";
-    shown = text[0] == '?' ? 1 : shown;
-    if (closest != NULL)
-        return sk_fail_field(d, SK_ERR_INVALID, "op",
-                             "no operation '%.*s'; the closest name is '%s'", shown, text, closest);
-    return sk_fail_field(d, SK_ERR_INVALID, "op", "no operation '%.*s'", shown, text);
-}
-
-static enum sk_err read_envelope_id(struct sk_reader *from, struct sk_request_id *out,
-                                    struct sk_diag *d)
-{
-    struct sk_value value;
-    enum sk_err err = sk_read(from, &value, d);
-    if (err != SK_ERR_OK || value.kind == SK_VALUE_NIL)
-        return err;
-    if (value.kind == SK_VALUE_UNSIGNED) {
-        out->is_present = true;
-        out->number = value.u64;
-        return SK_ERR_OK;
-    }
-    if (value.kind == SK_VALUE_TEXT && value.span.size <= 64 && sk_utf8_valid(value.span)) {
-        out->is_present = out->is_text = true;
-        out->text = value.span;
-        return SK_ERR_OK;
-    }
-    return sk_fail_field(d, SK_ERR_INVALID, "id",
-                         "id is %s, want an unsigned integer or text of at most 64 bytes",
-                         sk_value_kind_name(value.kind));
-}
-
-static unsigned envelope_bit(struct sk_span key)
-{
-    static const struct {
-        const char *name;
-        unsigned bit;
-    } names[] = {{"v", ENVELOPE_V},
-                 {"op", ENVELOPE_OP},
-                 {"id", ENVELOPE_ID},
-                 {"deadline_ms", ENVELOPE_DEADLINE},
-                 {"collection", ENVELOPE_COLLECTION},
-                 {"collection_name", ENVELOPE_COLLECTION}};
-    for (size_t i = 0; i < SK_COUNT_OF(names); i++)
-        if (sk_span_is(key, names[i].name))
-            return names[i].bit;
-    return 0;
-}
-
-static enum sk_err read_deadline(const struct sk_value *value, uint32_t *out, struct sk_diag *d)
-{
-    if (value->kind != SK_VALUE_UNSIGNED || value->u64 == 0 || value->u64 > SK_DEADLINE_MS_MAX)
-        return sk_fail_field(d, SK_ERR_INVALID, "deadline_ms",
-                             "deadline_ms wants an integer of 1 to %d", SK_DEADLINE_MS_MAX);
-    *out = (uint32_t)value->u64;
-    return SK_ERR_OK;
-}
-
-static enum sk_err read_version(const struct sk_value *value, struct sk_diag *d)
-{
-    if (value->kind == SK_VALUE_UNSIGNED && value->u64 == SK_PROTOCOL_VERSION)
-        return SK_ERR_OK;
-    if (value->kind == SK_VALUE_UNSIGNED)
-        return sk_fail_field(d, SK_ERR_VERSION, "v", "v is %llu, this node speaks %d",
-                             (unsigned long long)value->u64, SK_PROTOCOL_VERSION);
-    return sk_fail_field(d, SK_ERR_VERSION, "v", "v is %s, this node speaks %d",
-                         sk_value_kind_name(value->kind), SK_PROTOCOL_VERSION);
-}
-
-static enum sk_err read_envelope_field(struct sk_reader *from, unsigned bit,
-                                       struct sk_envelope *out, struct sk_diag *d)
-{
-    struct sk_value value;
-    if (bit == ENVELOPE_ID)
-        return read_envelope_id(from, &out->id, d);
-    enum sk_err err = sk_read(from, &value, d);
-    if (err != SK_ERR_OK)
-        return err;
-    switch (bit) {
-    case ENVELOPE_V:
-        return read_version(&value, d);
-    case ENVELOPE_OP:
-        if (value.kind != SK_VALUE_TEXT)
-            return sk_fail_field(d, SK_ERR_INVALID, "op", "op is %s, want text",
-                                 sk_value_kind_name(value.kind));
-        return find_op(value.span, &out->op, d);
-    case ENVELOPE_DEADLINE:
-        return read_deadline(&value, &out->deadline_ms, d);
-    default:
-        if (value.kind != SK_VALUE_TEXT)
-            return sk_fail_field(d, SK_ERR_INVALID, "collection", "collection is %s, want text",
-                                 sk_value_kind_name(value.kind));
-        out->collection = value.span;
-        return sk_name_check(value.span, "collection", d);
-    }
-}
-
-static enum sk_err read_head(struct sk_reader *from, struct sk_span frame, uint32_t *count,
-                             struct sk_diag *d)
-{
-    struct sk_value head;
-    if (frame.size > SK_FRAME_BYTES_MAX)
-        return sk_fail(d, SK_ERR_TOO_LARGE, "the frame has %zu bytes, want at most %d", frame.size,
-                       SK_FRAME_BYTES_MAX);
-    *from = sk_reader_of(frame);
-    enum sk_err err = sk_read(from, &head, d);
-    if (err != SK_ERR_OK)
-        return err;
-    if (head.kind != SK_VALUE_MAP)
-        return sk_fail(d, SK_ERR_INVALID, "a request is one msgpack map, this is %s",
-                       sk_value_kind_name(head.kind));
-    *count = head.count;
-    return SK_ERR_OK;
-}
-
-static enum sk_err read_key(struct sk_reader *from, struct sk_span *out, struct sk_diag *d)
-{
-    struct sk_value key;
-    enum sk_err err = sk_read(from, &key, d);
-    if (err != SK_ERR_OK)
-        return err;
-    if (key.kind != SK_VALUE_TEXT)
-        return sk_fail(d, SK_ERR_INVALID, "a key of the request is %s, want text",
-                       sk_value_kind_name(key.kind));
-    *out = key.span;
-    return SK_ERR_OK;
-}
-
-enum sk_err sk_envelope_decode(struct sk_envelope *out, struct sk_span frame, struct sk_diag *d)
-{
-    struct sk_reader from;
-    uint32_t count = 0;
-    unsigned seen = 0;
-    memset(out, 0, sizeof *out);
-    out->deadline_ms = SK_DEADLINE_MS_DEFAULT;
-    enum sk_err first = SK_ERR_OK;
-    enum sk_err err = read_head(&from, frame, &count, d);
-    if (err != SK_ERR_OK)
-        return err;
-    for (uint32_t i = 0; i < count; i++) {
-        struct sk_span key;
-        struct sk_diag *into = first == SK_ERR_OK ? d : NULL; /* the first fault is the one told */
-        err = read_key(&from, &key, into);
-        if (err != SK_ERR_OK)
-            return first == SK_ERR_OK ? err : first;
-        unsigned bit = envelope_bit(key);
-        struct sk_reader value = from;
-        err = sk_skip(&from, SK_REQUEST_DEPTH_MAX, into);
-        if (err != SK_ERR_OK)
-            return first == SK_ERR_OK ? err : first;
-        if (bit == 0)
-            continue;
-        if ((seen & bit) != 0)
-            err = sk_fail_field(into, SK_ERR_INVALID, "", "'%.*s' is given twice", (int)key.size,
-                                (const char *)key.bytes);
-        else
-            err = read_envelope_field(&value, bit, out, into);
-        seen |= bit;
-        if (first == SK_ERR_OK)
-            first = err; /* go on: a later id is wanted for the error reply */
-    }
-    if (first != SK_ERR_OK)
-        return first;
-    err = sk_read_end(&from, d);
-    if (err != SK_ERR_OK)
-        return err;
-    if ((seen & ENVELOPE_V) == 0)
-        return sk_fail_field(d, SK_ERR_VERSION, "v", "v is missing, this node speaks %d",
-                             SK_PROTOCOL_VERSION);
-    if ((seen & ENVELOPE_OP) == 0)
-        return sk_fail_field(d, SK_ERR_INVALID, "op", "op is missing: the name of an operation");
-    return SK_ERR_OK;
-}
-
 /* ---- whole requests ---- */
 
 static enum sk_err check_required(const struct sk_request *request, struct sk_diag *d)
@@ -448,12 +264,14 @@ static enum sk_err check_required(const struct sk_request *request, struct sk_di
     return SK_ERR_OK;
 }
 
-static enum sk_err exactly_one(const struct sk_request *request, uint64_t mask, const char *names,
-                               struct sk_diag *d)
+/* field: the one to name, the first of names. */
+static enum sk_err exactly_one(const struct sk_request *request, uint64_t mask, const char *field,
+                               const char *names, struct sk_diag *d)
 {
     if (__builtin_popcountll(request->present & mask) == 1)
         return SK_ERR_OK;
-    return sk_fail(d, SK_ERR_INVALID, "%s wants exactly one of %s", ops[request->op].name, names);
+    return sk_fail_field(d, SK_ERR_INVALID, field, "%s wants exactly one of %s",
+                         ops[request->op].name, names);
 }
 
 #define BIT(member) (UINT64_C(1) << SK_FIELD_##member)
@@ -470,17 +288,19 @@ static enum sk_err check_together(const struct sk_request *request, struct sk_di
             return SK_ERR_OK;
         }
         if ((request->present & BIT(ids)) == 0)
-            return sk_fail_field(d, SK_ERR_INVALID, "ids", "upsert wants ids and vectors, or records");
-        if ((request->present & BIT(payloads)) != 0 && request->payloads.count != request->ids.count)
+            return sk_fail_field(d, SK_ERR_INVALID, "ids",
+                                 "upsert wants ids and vectors, or records");
+        if ((request->present & BIT(payloads)) != 0 &&
+            request->payloads.count != request->ids.count)
             return sk_fail_field(d, SK_ERR_INVALID, "payloads", "%u payloads for %u ids",
                                  request->payloads.count, request->ids.count);
         return SK_ERR_OK;
     case SK_OP_DELETE:
     case SK_OP_SET_PAYLOAD:
-        return exactly_one(request, BIT(ids) | BIT(filter), "ids, filter", d);
+        return exactly_one(request, BIT(ids) | BIT(filter), "ids", "ids, filter", d);
     case SK_OP_SEARCH:
-        return exactly_one(request, BIT(vector) | BIT(queries) | BIT(like), "vector, vectors, like",
-                           d);
+        return exactly_one(request, BIT(vector) | BIT(queries) | BIT(like), "vector",
+                           "vector, vectors, like", d);
     default:
         return SK_ERR_OK;
     }
@@ -514,15 +334,15 @@ enum sk_err sk_request_decode(struct sk_request *out, struct sk_span frame, stru
     out->deadline_ms = envelope.deadline_ms;
     out->limit = SK_LIMIT_DEFAULT;
     out->ef = SK_EF_DEFAULT;
-    err = read_head(&from, frame, &count, d);
+    err = sk_codec_read_head(&from, frame, &count, d);
     for (uint32_t i = 0; i < count && err == SK_ERR_OK; i++) {
         struct sk_span key;
-        err = read_key(&from, &key, d);
+        err = sk_read_key(&from, &key, d);
         if (err != SK_ERR_OK)
             break;
         size_t field = find_field(out->op, key);
         if (field == SK_FIELD_COUNT) {
-            unsigned bit = envelope_bit(key);
+            unsigned bit = sk_codec_envelope_bit(key);
             if (bit == 0 || bit == ENVELOPE_COLLECTION)
                 return unknown_field(out->op, key, d);
             err = sk_skip(&from, SK_REQUEST_DEPTH_MAX, d);
@@ -538,6 +358,8 @@ enum sk_err sk_request_decode(struct sk_request *out, struct sk_span frame, stru
             continue;
         }
         err = read_field(&from, &fields[field], (uint8_t *)out + fields[field].offset, d);
+        if (err != SK_ERR_OK)
+            return sk_codec_name_field(d, err, sk_span_text(fields[field].name));
         out->present |= UINT64_C(1) << field;
     }
     if (err == SK_ERR_OK)

@@ -133,22 +133,23 @@ static enum sk_err parse_range(struct parser *self, struct sk_reader *from, stru
     if (err == SK_ERR_OK && count == 0)
         err = bad(self, SK_ERR_INVALID, d, "range wants at least one of gt, gte, lt, lte");
     for (uint32_t i = 0; i < count && err == SK_ERR_OK; i++) {
-        struct sk_value key;
-        err = sk_read(from, &key, d);
+        struct sk_span key;
+        err = sk_read_key(from, &key, d);
         if (err != SK_ERR_OK)
             break;
-        bool is_low = sk_span_is(key.span, "gt") || sk_span_is(key.span, "gte");
-        if (!is_low && !sk_span_is(key.span, "lt") && !sk_span_is(key.span, "lte"))
+        bool is_low = sk_span_is(key, "gt") || sk_span_is(key, "gte");
+        if (!is_low && !sk_span_is(key, "lt") && !sk_span_is(key, "lte"))
             return bad(self, SK_ERR_UNKNOWN_FIELD, d, "range has gt, gte, lt and lte only");
         enum sk_bound *bound = is_low ? &out->u.range.low : &out->u.range.high;
         if (*bound != SK_BOUND_NONE)
             return bad(self, SK_ERR_INVALID, d, "one end of the range is given twice");
-        *bound = key.span.size == 3 ? SK_BOUND_CLOSED : SK_BOUND_OPEN;
+        *bound = key.size == 3 ? SK_BOUND_CLOSED : SK_BOUND_OPEN;
         struct sk_operand *value = is_low ? &out->u.range.low_value : &out->u.range.high_value;
         err = read_operand(self, from, value, d);
         int64_t us;
-        if (err == SK_ERR_OK && (value->kind == SK_OPERAND_BOOL ||
-                                 (value->kind == SK_OPERAND_TEXT && !sk_datetime_parse(value->text, &us))))
+        if (err == SK_ERR_OK &&
+            (value->kind == SK_OPERAND_BOOL ||
+             (value->kind == SK_OPERAND_TEXT && !sk_datetime_parse(value->text, &us))))
             return bad(self, SK_ERR_INVALID, d, "a range wants numbers or RFC 3339 datetimes");
     }
     return err;
@@ -162,18 +163,20 @@ static enum sk_err parse_radius(struct parser *self, struct sk_reader *from, str
     out->kind = SK_FILTER_GEO_RADIUS;
     enum sk_err err = read_map_head(self, from, &count, "geo_radius wants {center, radius_m}", d);
     for (uint32_t i = 0; i < count && err == SK_ERR_OK; i++) {
-        struct sk_value key, value;
-        err = sk_read(from, &key, d);
+        struct sk_span key;
+        struct sk_value value;
+        err = sk_read_key(from, &key, d);
         if (err != SK_ERR_OK)
             break;
-        if (sk_span_is(key.span, "center")) {
+        if (sk_span_is(key, "center")) {
             has_center = true;
             err = read_degrees(self, from, &out->u.radius.lat, &out->u.radius.lon, d);
-        } else if (sk_span_is(key.span, "radius_m") || sk_span_is(key.span, "radius")) {
+        } else if (sk_span_is(key, "radius_m") || sk_span_is(key, "radius")) {
             has_radius = true;
             err = sk_read(from, &value, d);
-            if (err == SK_ERR_OK && (!sk_value_number(&value, &out->u.radius.radius_m) ||
-                                     !(out->u.radius.radius_m >= 0) || !isfinite(out->u.radius.radius_m)))
+            if (err == SK_ERR_OK &&
+                (!sk_value_number(&value, &out->u.radius.radius_m) ||
+                 !(out->u.radius.radius_m >= 0) || !isfinite(out->u.radius.radius_m)))
                 err = bad(self, SK_ERR_INVALID, d, "radius_m wants metres, 0 or more");
         } else {
             err = bad(self, SK_ERR_UNKNOWN_FIELD, d, "geo_radius has center and radius_m only");
@@ -192,14 +195,14 @@ static enum sk_err parse_box(struct parser *self, struct sk_reader *from, struct
     out->kind = SK_FILTER_GEO_BOX;
     enum sk_err err = read_map_head(self, from, &count, "geo_box wants {min, max}", d);
     for (uint32_t i = 0; i < count && err == SK_ERR_OK; i++) {
-        struct sk_value key;
-        err = sk_read(from, &key, d);
+        struct sk_span key;
+        err = sk_read_key(from, &key, d);
         if (err != SK_ERR_OK)
             break;
-        if (sk_span_is(key.span, "min")) {
+        if (sk_span_is(key, "min")) {
             seen |= 1;
             err = read_degrees(self, from, &out->u.box.lat_min, &out->u.box.lon_min, d);
-        } else if (sk_span_is(key.span, "max")) {
+        } else if (sk_span_is(key, "max")) {
             seen |= 2;
             err = read_degrees(self, from, &out->u.box.lat_max, &out->u.box.lon_max, d);
         } else {
@@ -303,25 +306,23 @@ static enum sk_err parse_condition(struct parser *self, struct sk_reader *from, 
     if (err != SK_ERR_OK)
         return err;
     struct sk_reader first = peek;
-    struct sk_value key;
-    if (count > 0 && sk_read(&first, &key, NULL) == SK_ERR_OK && key.kind == SK_VALUE_TEXT &&
-        is_text_in(key.span, group_keys, SK_COUNT_OF(group_keys)))
+    struct sk_span key;
+    if (count > 0 && sk_read_key(&first, &key, NULL) == SK_ERR_OK &&
+        is_text_in(key, group_keys, SK_COUNT_OF(group_keys)))
         return parse_group(self, from, depth, *out, d);
     *from = peek;
     for (uint32_t i = 0; i < count && err == SK_ERR_OK; i++) {
-        err = sk_read(from, &key, d);
+        err = sk_read_key(from, &key, d);
         if (err != SK_ERR_OK)
             break;
-        if (key.kind != SK_VALUE_TEXT)
-            return bad(self, SK_ERR_INVALID, d, "a key of a condition is not text");
-        if (sk_span_is(key.span, "key")) {
+        if (sk_span_is(key, "key")) {
             err = parse_key(self, from, *out, d);
         } else {
             char name[16];
-            (void)snprintf(name, sizeof name, "%.*s", (int)(key.span.size > 15 ? 15 : key.span.size),
-                           sk_utf8_valid(key.span) ? (const char *)key.span.bytes : "?");
+            (void)snprintf(name, sizeof name, "%.*s", (int)(key.size > 15 ? 15 : key.size),
+                           sk_utf8_valid(key) ? (const char *)key.bytes : "?");
             size_t cut = enter(self, name, 0);
-            err = parse_test(self, from, key.span, *out, d);
+            err = parse_test(self, from, key, *out, d);
             self->path[cut] = '\0';
             tests++;
         }
@@ -375,24 +376,26 @@ static enum sk_err parse_group(struct parser *self, struct sk_reader *from, unsi
     out->kind = SK_FILTER_GROUP;
     if (depth == 0)
         return bad(self, SK_ERR_TOO_LARGE, d, "filters are nested more than 8 deep");
-    enum sk_err err = read_map_head(self, from, &count, "a filter is a map {must, should, must_not}", d);
+    enum sk_err err =
+        read_map_head(self, from, &count, "a filter is a map {must, should, must_not}", d);
     for (uint32_t i = 0; i < count && err == SK_ERR_OK; i++) {
-        struct sk_value key;
-        err = sk_read(from, &key, d);
+        struct sk_span key;
+        err = sk_read_key(from, &key, d);
         if (err != SK_ERR_OK)
             break;
         struct sk_filter ***list;
         uint32_t *list_count;
         const char *name;
-        if (sk_span_is(key.span, "must")) {
+        if (sk_span_is(key, "must")) {
             name = "must", list = &out->u.group.must, list_count = &out->u.group.must_count;
-        } else if (sk_span_is(key.span, "should")) {
+        } else if (sk_span_is(key, "should")) {
             name = "should", list = &out->u.group.should, list_count = &out->u.group.should_count;
-        } else if (sk_span_is(key.span, "must_not")) {
+        } else if (sk_span_is(key, "must_not")) {
             name = "must_not", list = &out->u.group.must_not;
             list_count = &out->u.group.must_not_count;
         } else {
-            return bad(self, SK_ERR_UNKNOWN_FIELD, d, "a filter has must, should and must_not only");
+            return bad(self, SK_ERR_UNKNOWN_FIELD, d,
+                       "a filter has must, should and must_not only");
         }
         size_t cut = enter(self, name, 0);
         err = parse_list(self, from, depth - 1, list, list_count, d);
@@ -497,10 +500,11 @@ enum sk_err sk_filter_check(const struct sk_schema *schema, const struct sk_filt
         return SK_ERR_OK;
     const struct sk_payload_field *field = sk_schema_field(schema, filter->key);
     if (field != NULL && !condition_fits(filter, field->kind))
-        return sk_fail_field(d, SK_ERR_INVALID, "filter",
-                             "filter: payload field '%s' is declared %s; this condition compares it "
-                             "with another type",
-                             field->name, sk_payload_kind_name(field->kind));
+        return sk_fail_field(
+            d, SK_ERR_INVALID, "filter",
+            "filter: payload field '%s' is declared %s; this condition compares it "
+            "with another type",
+            field->name, sk_payload_kind_name(field->kind));
     return SK_ERR_OK;
 }
 
@@ -526,152 +530,4 @@ const char *sk_filter_undeclared(const struct sk_filter *filter, const struct sk
     if (filter->kind == SK_FILTER_IDS || sk_schema_field(schema, filter->key) != NULL)
         return NULL;
     return filter->key;
-}
-
-/* ---- the reference evaluator ---- */
-
-/* Compares an integer with a float exactly: -1, 0, 1. */
-static int compare_i64_f64(int64_t a, double b)
-{
-    if (b >= 9223372036854775808.0)
-        return -1;
-    if (b < -9223372036854775808.0)
-        return 1;
-    int64_t whole = (int64_t)b;
-    if (a != whole)
-        return a < whole ? -1 : 1;
-    double fraction = b - (double)whole;
-    return fraction > 0 ? -1 : fraction < 0 ? 1 : 0;
-}
-
-/* The element (a number, or a datetime's microseconds) against an operand; false: not comparable. */
-static bool compare(enum sk_payload_kind kind, struct sk_span packed,
-                    const struct sk_operand *operand, int *order)
-{
-    struct sk_reader from = sk_reader_of(packed);
-    struct sk_value value;
-    int64_t integer, us = operand->i64;
-    if (sk_read(&from, &value, NULL) != SK_ERR_OK)
-        return false;
-    bool is_time = kind == SK_PAYLOAD_DATETIME || operand->kind == SK_OPERAND_TEXT;
-    if (is_time) {
-        struct sk_typed typed;
-        if (!sk_typed_from(SK_PAYLOAD_DATETIME, packed, &typed) ||
-            (operand->kind == SK_OPERAND_TEXT && !sk_datetime_parse(operand->text, &us)) ||
-            operand->kind == SK_OPERAND_F64 || operand->kind == SK_OPERAND_BOOL)
-            return false;
-        *order = typed.i64 < us ? -1 : typed.i64 > us;
-        return true;
-    }
-    if (operand->kind == SK_OPERAND_BOOL)
-        return false;
-    if (value.kind == SK_VALUE_FLOAT) {
-        if (operand->kind == SK_OPERAND_I64)
-            *order = -compare_i64_f64(operand->i64, value.f64);
-        else
-            *order = value.f64 < operand->f64 ? -1 : value.f64 > operand->f64;
-        return true;
-    }
-    if (!sk_value_i64(&value, &integer))
-        return false;
-    if (operand->kind == SK_OPERAND_I64)
-        *order = integer < operand->i64 ? -1 : integer > operand->i64;
-    else
-        *order = compare_i64_f64(integer, operand->f64);
-    return true;
-}
-
-static bool equals(enum sk_payload_kind kind, struct sk_span packed, const struct sk_operand *operand)
-{
-    struct sk_reader from = sk_reader_of(packed);
-    struct sk_value value;
-    int order;
-    if (sk_read(&from, &value, NULL) != SK_ERR_OK)
-        return false;
-    if (kind == SK_PAYLOAD_DATETIME)
-        return compare(kind, packed, operand, &order) && order == 0;
-    switch (operand->kind) {
-    case SK_OPERAND_TEXT:
-        return value.kind == SK_VALUE_TEXT && sk_span_equals(value.span, operand->text);
-    case SK_OPERAND_BOOL:
-        return value.kind == SK_VALUE_BOOL && value.boolean == operand->boolean;
-    default:
-        return compare(kind, packed, operand, &order) && order == 0;
-    }
-}
-
-bool sk_filter_element_matches(const struct sk_filter *condition, enum sk_payload_kind kind,
-                               struct sk_span packed)
-{
-    struct sk_typed typed;
-    int order;
-    switch (condition->kind) {
-    case SK_FILTER_ANY:
-        for (uint32_t i = 0; i < condition->u.any.count; i++)
-            if (equals(kind, packed, &condition->u.any.values[i]))
-                return true;
-        return false;
-    case SK_FILTER_RANGE:
-        if (condition->u.range.low != SK_BOUND_NONE &&
-            (!compare(kind, packed, &condition->u.range.low_value, &order) || order < 0 ||
-             (order == 0 && condition->u.range.low == SK_BOUND_OPEN)))
-            return false;
-        if (condition->u.range.high != SK_BOUND_NONE &&
-            (!compare(kind, packed, &condition->u.range.high_value, &order) || order > 0 ||
-             (order == 0 && condition->u.range.high == SK_BOUND_OPEN)))
-            return false;
-        return true;
-    case SK_FILTER_GEO_RADIUS:
-        return sk_typed_from(SK_PAYLOAD_GEO, packed, &typed) &&
-               sk_geo_distance_m(typed.lat, typed.lon, condition->u.radius.lat,
-                                 condition->u.radius.lon) <= condition->u.radius.radius_m;
-    case SK_FILTER_GEO_BOX: {
-        if (!sk_typed_from(SK_PAYLOAD_GEO, packed, &typed) || typed.lat < condition->u.box.lat_min ||
-            typed.lat > condition->u.box.lat_max)
-            return false;
-        bool is_east = typed.lon >= condition->u.box.lon_min;
-        bool is_west = typed.lon <= condition->u.box.lon_max;
-        return condition->u.box.lon_min <= condition->u.box.lon_max ? is_east && is_west
-                                                                     : is_east || is_west;
-    }
-    default:
-        return false;
-    }
-}
-
-bool sk_filter_matches(const struct sk_filter *filter, const struct sk_schema *schema,
-                       const struct sk_id *id, struct sk_span payload)
-{
-    struct sk_span value, element;
-    struct sk_elements elements;
-    if (filter->kind == SK_FILTER_GROUP) {
-        for (uint32_t i = 0; i < filter->u.group.must_count; i++)
-            if (!sk_filter_matches(filter->u.group.must[i], schema, id, payload))
-                return false;
-        for (uint32_t i = 0; i < filter->u.group.must_not_count; i++)
-            if (sk_filter_matches(filter->u.group.must_not[i], schema, id, payload))
-                return false;
-        for (uint32_t i = 0; i < filter->u.group.should_count; i++)
-            if (sk_filter_matches(filter->u.group.should[i], schema, id, payload))
-                return true;
-        return filter->u.group.should_count == 0;
-    }
-    if (filter->kind == SK_FILTER_IDS) {
-        for (uint32_t i = 0; i < filter->u.ids.count; i++)
-            if (sk_id_compare(&filter->u.ids.ids[i], id) == 0)
-                return true;
-        return false;
-    }
-    bool is_there = sk_payload_find(payload, filter->key, &value);
-    if (filter->kind == SK_FILTER_EXISTS)
-        return is_there == filter->u.exists;
-    if (!is_there)
-        return false;
-    const struct sk_payload_field *field = sk_schema_field(schema, filter->key);
-    enum sk_payload_kind kind = field != NULL ? field->kind : (enum sk_payload_kind)0;
-    sk_elements_begin(&elements, value);
-    while (sk_elements_next(&elements, &element))
-        if (sk_filter_element_matches(filter, kind, element))
-            return true;
-    return false;
 }

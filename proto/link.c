@@ -14,9 +14,9 @@ static uint64_t get(const uint8_t *at, size_t size)
     return value;
 }
 
-/* offset: 0 magic 4, 4 kind 1, 5 status 1, 6 role 1, 7 flags 1, 8 shard 2, 10 worker 2, 12 deadline 4,
- * 16 request 8, 24 schema_version 4, 28 zero 4, 32 collection 16, 48 incarnation 8, 56 sequence 8,
- * 64 map_version 8, 72 zero 8 */
+/* offset: 0 magic 4, 4 kind 1, 5 status 1, 6 role 1, 7 flags 1, 8 shard 2, 10 worker 2, 12 deadline
+ * 4, 16 request 8, 24 schema_version 4, 28 zero 4, 32 collection 16, 48 incarnation 8, 56 sequence
+ * 8, 64 map_version 8, 72 zero 8 */
 void sk_link_header_encode(uint8_t out[SK_LINK_HEADER_BYTES], const struct sk_link_header *header)
 {
     memset(out, 0, SK_LINK_HEADER_BYTES);

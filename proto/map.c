@@ -42,7 +42,7 @@ void sk_map_encode(struct sk_buffer *to, const struct sk_map *map)
 
 static bool copy_text(char *to, size_t capacity, struct sk_span text)
 {
-    if (text.size >= capacity)
+    if (text.size >= capacity || memchr(text.bytes, '\0', text.size) != NULL)
         return false;
     memcpy(to, text.bytes, text.size);
     to[text.size] = '\0';
@@ -54,7 +54,8 @@ static enum sk_err decode_collection(struct sk_map_collection *out, struct sk_sp
 {
     struct sk_span schema;
     struct sk_list workers;
-    if (!sk_map_member(packed, "schema", &schema) || !sk_map_member_list(packed, "workers", &workers))
+    if (!sk_map_member(packed, "schema", &schema) ||
+        !sk_map_member_list(packed, "workers", &workers))
         return sk_fail(d, SK_ERR_INVALID, "a collection of the map has no schema or no workers");
     struct sk_reader from = sk_reader_of(schema);
     enum sk_err err = sk_schema_decode(&out->schema, &from, d);
@@ -82,6 +83,7 @@ static enum sk_err decode_key(struct sk_map_key *out, struct sk_span packed, str
     if (!sk_map_member_text(packed, "name", &name) ||
         !sk_map_member_text(packed, "public_key", &public_key) ||
         !sk_map_member_text(packed, "role", &role) ||
+        sk_name_check(name, "name", NULL) != SK_ERR_OK ||
         !copy_text(out->name, sizeof out->name, name) || public_key.size != SK_Z85_KEY_BYTES - 1 ||
         !copy_text(out->public_key, sizeof out->public_key, public_key))
         return sk_fail(d, SK_ERR_INVALID, "a key of the map is not {name, public_key, role}");
@@ -97,7 +99,8 @@ static enum sk_err decode_lists(struct sk_map *map, struct sk_span packed, struc
         !sk_map_member_list(packed, "keys", &keys))
         return sk_fail(d, SK_ERR_INVALID, "a map has version, node_id, collections and keys");
     if (collections.count > SK_COLLECTIONS_MAX || keys.count > SK_KEYS_MAX)
-        return sk_fail(d, SK_ERR_TOO_LARGE, "a map has %u collections and %u keys, want at most %d, %d",
+        return sk_fail(d, SK_ERR_TOO_LARGE,
+                       "a map has %u collections and %u keys, want at most %d, %d",
                        collections.count, keys.count, SK_COLLECTIONS_MAX, SK_KEYS_MAX);
     map->collections = calloc(collections.count + 1, sizeof *map->collections);
     map->keys = calloc(keys.count + 1, sizeof *map->keys);

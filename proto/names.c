@@ -30,8 +30,7 @@ enum sk_err sk_name_check(struct sk_span name, const char *field, struct sk_diag
 {
     if (name.size == 0 || name.size > SK_NAME_BYTES_MAX)
         return sk_fail_field(d, name.size == 0 ? SK_ERR_INVALID : SK_ERR_TOO_LARGE, field,
-                             "a name has %zu bytes, want 1 to %d", name.size,
-                             SK_NAME_BYTES_MAX);
+                             "a name has %zu bytes, want 1 to %d", name.size, SK_NAME_BYTES_MAX);
     bool is_good = is_alnum(name.bytes[0]);
     for (size_t i = 0; i < name.size && is_good; i++)
         is_good = is_alnum(name.bytes[i]) || name.bytes[i] == '_' || name.bytes[i] == '-' ||

@@ -254,8 +254,10 @@ static void set_float(struct sk_value *out, uint64_t bits, size_t size)
 static enum sk_err read_wide(struct sk_reader *self, uint8_t tag, struct sk_value *out,
                              struct sk_diag *d)
 {
-    static const uint8_t sizes[] = {/* c4 */ 1, 2, 4, 0, 0, 0, /* ca */ 4, 8, /* cc */ 1, 2, 4, 8,
-                                    /* d0 */ 1, 2, 4, 8, /* d4 */ 0, 0, 0, 0, 0, /* d9 */ 1, 2, 4,
+    static const uint8_t sizes[] = {/* c4 */ 1, 2, 4,          0,          0,          0,
+                                    /* ca */ 4, 8, /* cc */ 1, 2,          4,          8,
+                                    /* d0 */ 1, 2, 4,          8,          /* d4 */ 0, 0,
+                                    0,          0, 0,          /* d9 */ 1, 2,          4,
                                     /* dc */ 2, 4, /* de */ 2, 4};
     size_t size = tag >= 0xC4 ? sizes[tag - 0xC4] : 0;
     if (size == 0)
@@ -308,6 +310,19 @@ enum sk_err sk_read(struct sk_reader *self, struct sk_value *out, struct sk_diag
         return read_wide(self, tag, out, d);
     }
     return SK_ERR_OK;
+}
+
+enum sk_err sk_read_key(struct sk_reader *self, struct sk_span *out, struct sk_diag *d)
+{
+    struct sk_value value;
+    enum sk_err err = sk_read(self, &value, d);
+    *out = (struct sk_span){0};
+    if (err == SK_ERR_OK && value.kind == SK_VALUE_TEXT)
+        *out = value.span;
+    else if (err == SK_ERR_OK)
+        err = sk_fail(d, SK_ERR_INVALID, "a key of a map is %s, want text",
+                      sk_value_kind_name(value.kind));
+    return err;
 }
 
 enum sk_err sk_skip(struct sk_reader *self, unsigned depth, struct sk_diag *d)

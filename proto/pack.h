@@ -92,6 +92,8 @@ const char *sk_value_kind_name(enum sk_value_kind kind); /* "an array", for erro
 /* The head of the next value. INVALID: cut short, an extension type, a byte that begins no value, a
  * count of more values than there are bytes left. */
 SK_CHECKED enum sk_err sk_read(struct sk_reader *self, struct sk_value *out, struct sk_diag *d);
+/* A key of a map: INVALID unless it is text. */
+SK_CHECKED enum sk_err sk_read_key(struct sk_reader *self, struct sk_span *out, struct sk_diag *d);
 /* Over one whole value, `depth` levels at most. */
 SK_CHECKED enum sk_err sk_skip(struct sk_reader *self, unsigned depth, struct sk_diag *d);
 /* The same, and the bytes of it. */

@@ -2,9 +2,10 @@
 #include "common/base/utf8.h"
 
 #include <math.h>
-#include <time.h>
+#include <xxhash.h>
 
-static const char *const kind_names[] = {"", "keyword", "integer", "float", "bool", "datetime", "geo"};
+static const char *const kind_names[] = {"",     "keyword",  "integer", "float",
+                                         "bool", "datetime", "geo"};
 
 const char *sk_payload_kind_name(enum sk_payload_kind kind)
 {
@@ -26,38 +27,86 @@ enum sk_err sk_payload_kind_parse(struct sk_span text, enum sk_payload_kind *out
 
 /* ---- form ---- */
 
+/* Keys of one map are looked up in a table, not compared pair by pair: a map of 1,024 keys with one
+ * large value would otherwise cost a minute for a frame full of them. */
+enum { PAYLOAD_KEYS_MAX = 1024, KEY_SLOTS = 2048 };
+
+struct key_table {
+    struct sk_span keys[KEY_SLOTS]; /* bytes NULL: free */
+};
+
+/* False when the key was there. */
+static bool add_key(struct key_table *self, struct sk_span key)
+{
+    size_t slot = XXH3_64bits(key.bytes, key.size) % KEY_SLOTS;
+    while (self->keys[slot].bytes != NULL) {
+        if (sk_span_equals(self->keys[slot], key))
+            return false;
+        slot = (slot + 1) % KEY_SLOTS;
+    }
+    self->keys[slot] = key;
+    return true;
+}
+
+static bool has_key(const struct sk_span *keys, uint32_t count, struct sk_span key)
+{
+    for (uint32_t i = 0; i < count; i++)
+        if (sk_span_equals(keys[i], key))
+            return true;
+    return false;
+}
+
+/* Passes over a map's values and looks at its keys. Not inlined: its table is on the stack only
+ * here, not in every level of check_value. */
+__attribute__((noinline)) static enum sk_err check_many_keys(struct sk_reader from, uint32_t count,
+                                                             struct sk_span *twice)
+{
+    struct key_table table;
+    memset(&table, 0, sizeof table);
+    for (uint32_t i = 0; i < count; i++) {
+        struct sk_span key;
+        if (sk_read_key(&from, &key, NULL) != SK_ERR_OK ||
+            sk_skip(&from, SK_PACK_DEPTH_MAX, NULL) != SK_ERR_OK)
+            return SK_ERR_OK; /* the values' own check says what is wrong */
+        if (!add_key(&table, key)) {
+            *twice = key;
+            return SK_ERR_INVALID;
+        }
+    }
+    return SK_ERR_OK;
+}
+
 static enum sk_err check_value(struct sk_reader *from, unsigned depth, struct sk_diag *d);
 
 static enum sk_err check_map(struct sk_reader *from, uint32_t count, unsigned depth,
                              struct sk_diag *d)
 {
-    const struct sk_reader begin = *from;
-    for (uint32_t i = 0; i < count; i++) {
-        struct sk_value key;
-        enum sk_err err = sk_read(from, &key, d);
+    enum { FEW = 8 };
+    struct sk_span few[FEW], twice = {0};
+    enum sk_err err = SK_ERR_OK;
+    if (count > FEW)
+        err = check_many_keys(*from, count, &twice);
+    for (uint32_t i = 0; i < count && err == SK_ERR_OK; i++) {
+        struct sk_span key;
+        err = sk_read_key(from, &key, d);
+        if (err == SK_ERR_OK && !sk_utf8_valid(key))
+            err = sk_fail(d, SK_ERR_INVALID, "a key of a payload is not valid UTF-8");
         if (err != SK_ERR_OK)
             return err;
-        if (key.kind != SK_VALUE_TEXT || !sk_utf8_valid(key.span))
-            return sk_fail(d, SK_ERR_INVALID, "a key of a payload is not UTF-8 text");
-        struct sk_reader before = begin;
-        for (uint32_t k = 0; k < i; k++) {
-            struct sk_value other;
-            if (sk_read(&before, &other, NULL) != SK_ERR_OK ||
-                sk_skip(&before, SK_PACK_DEPTH_MAX, NULL) != SK_ERR_OK)
+        if (count <= FEW) {
+            if (has_key(few, i, key)) {
+                twice = key;
                 break;
-            if (sk_span_equals(other.span, key.span))
-                return sk_fail(d, SK_ERR_INVALID, "payload key '%.*s' is given twice",
-                               (int)(key.span.size > 64 ? 64 : key.span.size),
-                               (const char *)key.span.bytes);
+            }
+            few[i] = key;
         }
         err = check_value(from, depth, d);
-        if (err != SK_ERR_OK)
-            return err;
     }
-    return SK_ERR_OK;
+    if (twice.bytes != NULL)
+        return sk_fail(d, SK_ERR_INVALID, "payload key '%.*s' is given twice",
+                       (int)(twice.size > 64 ? 64 : twice.size), (const char *)twice.bytes);
+    return err;
 }
-
-enum { PAYLOAD_KEYS_MAX = 1024 };
 
 static enum sk_err check_value(struct sk_reader *from, unsigned depth, struct sk_diag *d)
 {
@@ -90,14 +139,15 @@ enum sk_err sk_payload_check(struct sk_span payload, struct sk_diag *d)
     struct sk_reader from = sk_reader_of(payload);
     struct sk_value head;
     if (payload.size > SK_PAYLOAD_BYTES_MAX)
-        return sk_fail(d, SK_ERR_TOO_LARGE, "a payload has %zu bytes, want at most %d", payload.size,
-                       SK_PAYLOAD_BYTES_MAX);
+        return sk_fail(d, SK_ERR_TOO_LARGE, "a payload has %zu bytes, want at most %d",
+                       payload.size, SK_PAYLOAD_BYTES_MAX);
     struct sk_reader peek = from;
     enum sk_err err = sk_read(&peek, &head, d);
     if (err != SK_ERR_OK)
         return err;
     if (head.kind != SK_VALUE_MAP)
-        return sk_fail(d, SK_ERR_INVALID, "a payload is %s, want a map", sk_value_kind_name(head.kind));
+        return sk_fail(d, SK_ERR_INVALID, "a payload is %s, want a map",
+                       sk_value_kind_name(head.kind));
     err = check_value(&from, SK_PAYLOAD_DEPTH_MAX, d);
     return err == SK_ERR_OK ? sk_read_end(&from, d) : err;
 }
@@ -218,41 +268,57 @@ static bool zone(const uint8_t **at, const uint8_t *end, int *seconds)
     return true;
 }
 
+/* Days from 1970-01-01; month 1 to 12. The year begins in March here, so that leap days come last.
+ */
+static int64_t days_of(int year, int month, int day)
+{
+    int64_t y = month <= 2 ? year - 1 : year;
+    int64_t era = (y >= 0 ? y : y - 399) / 400;
+    int64_t of_era = y - era * 400;
+    int64_t of_year = (153 * (month + (month > 2 ? -3 : 9)) + 2) / 5 + day - 1;
+    return era * 146097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719468;
+}
+
+static int days_in(int year, int month)
+{
+    static const int days[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
+    bool is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    return days[month - 1] + (month == 2 && is_leap ? 1 : 0);
+}
+
+static bool parse_fraction(const uint8_t **at, const uint8_t *end, int64_t *us)
+{
+    int64_t unit = 100000;
+    if (*at == end || **at != '.')
+        return true;
+    (*at)++;
+    if (*at == end || **at < '0' || **at > '9')
+        return false;
+    for (; *at < end && **at >= '0' && **at <= '9'; (*at)++, unit /= 10)
+        *us += (**at - '0') * unit;
+    return true;
+}
+
 bool sk_datetime_parse(struct sk_span text, int64_t *us)
 {
     const uint8_t *at = text.bytes, *end = text.bytes + text.size;
-    struct tm tm = {0};
-    int year, month, offset_s = 0;
+    int year, month, day, hour = 0, minute = 0, second = 0, offset_s = 0;
     int64_t fraction_us = 0;
     if (!digits(&at, end, 4, &year) || !mark(&at, end, '-', '-') || !digits(&at, end, 2, &month) ||
-        !mark(&at, end, '-', '-') || !digits(&at, end, 2, &tm.tm_mday))
+        !mark(&at, end, '-', '-') || !digits(&at, end, 2, &day))
         return false;
-    tm.tm_year = year - 1900;
-    tm.tm_mon = month - 1;
     if (at != end) { /* a bare date is its midnight, UTC */
-        if (!mark(&at, end, 'T', ' ') || !digits(&at, end, 2, &tm.tm_hour) ||
-            !mark(&at, end, ':', ':') || !digits(&at, end, 2, &tm.tm_min) ||
-            !mark(&at, end, ':', ':') || !digits(&at, end, 2, &tm.tm_sec))
-            return false;
-        if (at < end && *at == '.') {
-            int64_t unit = 100000;
-            at++;
-            if (at == end || *at < '0' || *at > '9')
-                return false;
-            for (; at < end && *at >= '0' && *at <= '9'; at++, unit /= 10)
-                fraction_us += (*at - '0') * unit;
-        }
-        if (!zone(&at, end, &offset_s))
+        if ((!mark(&at, end, 'T', ' ') && !mark(&at, end, 't', 't')) ||
+            !digits(&at, end, 2, &hour) || !mark(&at, end, ':', ':') ||
+            !digits(&at, end, 2, &minute) || !mark(&at, end, ':', ':') ||
+            !digits(&at, end, 2, &second) || !parse_fraction(&at, end, &fraction_us) ||
+            !zone(&at, end, &offset_s))
             return false;
     }
-    struct tm asked = tm;
-    if (at != end || month < 1 || month > 12 || tm.tm_mday < 1 || tm.tm_hour > 23 ||
-        tm.tm_min > 59 || tm.tm_sec > 60)
+    if (at != end || month < 1 || month > 12 || day < 1 || day > days_in(year, month) ||
+        hour > 23 || minute > 59 || second > 60)
         return false;
-    int64_t seconds = (int64_t)timegm(&tm);
-    if (tm.tm_mon != asked.tm_mon || tm.tm_mday != asked.tm_mday) /* 31 February */
-        if (asked.tm_sec != 60)
-            return false;
+    int64_t seconds = days_of(year, month, day) * 86400 + hour * 3600 + minute * 60 + second;
     *us = (seconds - offset_s) * 1000000 + fraction_us;
     return true;
 }

@@ -22,7 +22,8 @@ enum sk_err sk_vector_view_read(struct sk_reader *from, struct sk_vector_view *o
         return SK_ERR_OK;
     }
     if (value.kind != SK_VALUE_ARRAY)
-        return sk_fail(d, SK_ERR_INVALID, "a vector is %s, want bin of float32 or an array of numbers",
+        return sk_fail(d, SK_ERR_INVALID,
+                       "a vector is %s, want bin of float32 or an array of numbers",
                        sk_value_kind_name(value.kind));
     if (value.count > SK_DIM_MAX)
         return sk_fail(d, SK_ERR_TOO_LARGE, "a vector has %u numbers, want at most %d", value.count,
@@ -68,7 +69,8 @@ static bool all_zero(const float *x, size_t count)
 bool sk_vector_view_copy(const struct sk_vector_view *view, float *out)
 {
     if (view->bin.bytes != NULL) {
-        memcpy(out, view->bin.bytes, view->bin.size); /* little-endian hosts only, as is the build */
+        memcpy(out, view->bin.bytes,
+               view->bin.size); /* little-endian hosts only, as is the build */
     } else {
         struct sk_reader from = sk_reader_of(view->values);
         for (uint32_t i = 0; i < view->dim; i++) {
@@ -117,7 +119,8 @@ static enum sk_err begin_column(struct sk_rows *self, uint32_t f, struct sk_span
         return SK_ERR_OK;
     }
     if (value.kind != SK_VALUE_ARRAY)
-        return sk_fail_field(d, SK_ERR_INVALID, "vectors", "vectors is %s, want bin, an array or a map",
+        return sk_fail_field(d, SK_ERR_INVALID, "vectors",
+                             "vectors is %s, want bin, an array or a map",
                              sk_value_kind_name(value.kind));
     if (value.count != self->count)
         return sk_fail_field(d, SK_ERR_INVALID, "vectors", "%u vectors for %u ids", value.count,
@@ -144,14 +147,11 @@ static enum sk_err begin_columns(struct sk_rows *self, struct sk_diag *d)
         return begin_column(self, field, packed, d);
     }
     for (uint32_t i = 0; i < head.count && err == SK_ERR_OK; i++) {
-        struct sk_value key;
-        struct sk_span column;
+        struct sk_span key, column;
         uint32_t field = 0;
-        err = sk_read(&from, &key, d);
-        if (err == SK_ERR_OK && key.kind != SK_VALUE_TEXT)
-            err = sk_fail_field(d, SK_ERR_INVALID, "vectors", "a key of vectors is not text");
+        err = sk_read_key(&from, &key, d);
         if (err == SK_ERR_OK)
-            err = sk_schema_vector(self->schema, key.span, &field, d);
+            err = sk_schema_vector(self->schema, key, &field, d);
         if (err == SK_ERR_OK && self->columns[field].is_given)
             err = sk_fail_field(d, SK_ERR_INVALID, "vectors", "vector field '%s' is given twice",
                                 self->schema->vectors[field].name);
@@ -279,12 +279,13 @@ static enum sk_err record_vectors(struct sk_rows *self, struct sk_reader *from, 
     }
     *from = peek;
     for (uint32_t i = 0; i < head.count && err == SK_ERR_OK; i++) {
-        struct sk_value key;
-        err = sk_read(from, &key, d);
-        if (err == SK_ERR_OK && key.kind != SK_VALUE_TEXT)
-            err = sk_fail(d, SK_ERR_INVALID, "a key of vector is not text");
+        struct sk_span key;
+        err = sk_read_key(from, &key, d);
         if (err == SK_ERR_OK)
-            err = sk_schema_vector(self->schema, key.span, &field, d);
+            err = sk_schema_vector(self->schema, key, &field, d);
+        if (err == SK_ERR_OK && (out->vector_mask >> field & 1) != 0)
+            err = sk_fail(d, SK_ERR_INVALID, "vector field '%s' is given twice",
+                          self->schema->vectors[field].name);
         if (err == SK_ERR_OK)
             err = sk_vector_view_read(from, &out->vectors[field], d);
         out->vector_mask |= 1U << field;
@@ -303,31 +304,30 @@ static enum sk_err next_of_records(struct sk_rows *self, struct sk_row *out, str
                       sk_value_kind_name(value.kind));
     uint32_t count = err == SK_ERR_OK ? value.count : 0;
     for (uint32_t i = 0; i < count && err == SK_ERR_OK; i++) {
-        struct sk_value key;
+        struct sk_span key;
         unsigned bit;
-        err = sk_read(&self->records, &key, d);
+        err = sk_read_key(&self->records, &key, d);
         if (err != SK_ERR_OK)
             break;
-        if (sk_span_is(key.span, "id")) {
+        if (sk_span_is(key, "id")) {
             bit = 1;
             err = sk_read_id(&self->records, &out->id, d);
-        } else if (sk_span_is(key.span, "vector") || sk_span_is(key.span, "vectors")) {
+        } else if (sk_span_is(key, "vector") || sk_span_is(key, "vectors")) {
             bit = 2;
             err = record_vectors(self, &self->records, out, d);
-        } else if (sk_span_is(key.span, "payload")) {
+        } else if (sk_span_is(key, "payload")) {
             bit = 4;
             err = take_payload(&self->records, out, d);
-        } else if (sk_span_is(key.span, "ttl_s") || sk_span_is(key.span, "ttl")) {
+        } else if (sk_span_is(key, "ttl_s") || sk_span_is(key, "ttl")) {
             bit = 8;
             err = sk_read(&self->records, &value, d);
             if (err == SK_ERR_OK)
                 err = take_ttl(&value, out, d);
         } else {
-            const char *closest = sk_closest(key.span, known, SK_COUNT_OF(known));
+            const char *closest = sk_closest(key, known, SK_COUNT_OF(known));
             return sk_fail_field(d, SK_ERR_UNKNOWN_FIELD, "records",
                                  "records row %u: a record has no field '%.*s'%s%s", self->at,
-                                 (int)(key.span.size > 64 ? 64 : key.span.size),
-                                 (const char *)key.span.bytes,
+                                 (int)(key.size > 64 ? 64 : key.size), (const char *)key.bytes,
                                  closest != NULL ? "; the closest name is " : "",
                                  closest != NULL ? closest : "");
         }
@@ -358,17 +358,20 @@ bool sk_rows_next(struct sk_rows *self, struct sk_row *out, enum sk_err *err, st
 /* ---- the whole upsert ---- */
 
 static enum sk_err check_vector(const struct sk_vector_field *field,
-                                const struct sk_vector_view *view, float *scratch, struct sk_diag *d)
+                                const struct sk_vector_view *view, float *scratch,
+                                struct sk_diag *d)
 {
     const char *space = field->name[0] != '\0' ? " " : "";
     if (view->dim != field->dim)
         return sk_fail(d, SK_ERR_DIM_MISMATCH, "the vector has %u numbers, the field%s%s wants %u",
                        view->dim, space, field->name, field->dim);
     if (!sk_vector_view_copy(view, scratch))
-        return sk_fail(d, SK_ERR_INVALID, "the vector%s%s has a NaN or an infinity", space, field->name);
+        return sk_fail(d, SK_ERR_INVALID, "the vector%s%s has a NaN or an infinity", space,
+                       field->name);
     if (field->metric == SK_SCHEMA_COSINE && all_zero(scratch, field->dim))
-        return sk_fail(d, SK_ERR_INVALID, "the vector%s%s is all zeros, which has no direction for cosine",
-                       space, field->name);
+        return sk_fail(d, SK_ERR_INVALID,
+                       "the vector%s%s is all zeros, which has no direction for cosine", space,
+                       field->name);
     return SK_ERR_OK;
 }
 
@@ -386,8 +389,9 @@ enum sk_err sk_upsert_check(const struct sk_schema *schema, const struct sk_requ
         uint32_t at = rows.at - 1;
         for (uint32_t f = 0; f < schema->vector_count; f++) {
             if ((row.vector_mask >> f & 1) == 0)
-                err = sk_fail(d, SK_ERR_INVALID, "no vector is given for the field%s%s",
-                              schema->vectors[f].name[0] != '\0' ? " " : "", schema->vectors[f].name);
+                err =
+                    sk_fail(d, SK_ERR_INVALID, "no vector is given for the field%s%s",
+                            schema->vectors[f].name[0] != '\0' ? " " : "", schema->vectors[f].name);
             else
                 err = check_vector(&schema->vectors[f], &row.vectors[f], scratch, d);
             if (err != SK_ERR_OK)
@@ -415,12 +419,12 @@ enum sk_err sk_upsert_check(const struct sk_schema *schema, const struct sk_requ
 
 static enum sk_err wrong_dim(uint32_t got, uint32_t dim, const char *field, struct sk_diag *d)
 {
-    return sk_fail_field(d, SK_ERR_DIM_MISMATCH, field, "the query has %u numbers, the field wants %u",
-                         got, dim);
+    return sk_fail_field(d, SK_ERR_DIM_MISMATCH, field,
+                         "the query has %u numbers, the field wants %u", got, dim);
 }
 
-enum sk_err sk_queries_begin(struct sk_queries *self, const struct sk_request *request, uint32_t dim,
-                             struct sk_diag *d)
+enum sk_err sk_queries_begin(struct sk_queries *self, const struct sk_request *request,
+                             uint32_t dim, struct sk_diag *d)
 {
     memset(self, 0, sizeof *self);
     self->dim = dim;
@@ -445,8 +449,8 @@ enum sk_err sk_queries_begin(struct sk_queries *self, const struct sk_request *r
     if (value.kind == SK_VALUE_BIN) {
         if (value.span.size % ((size_t)dim * 4) != 0)
             return sk_fail_field(d, SK_ERR_DIM_MISMATCH, "vectors",
-                                 "vectors has %zu bytes, want a multiple of %u x 4", value.span.size,
-                                 dim);
+                                 "vectors has %zu bytes, want a multiple of %u x 4",
+                                 value.span.size, dim);
         self->matrix = value.span;
         self->count = (uint32_t)(value.span.size / ((size_t)dim * 4));
     } else if (value.kind == SK_VALUE_ARRAY) {

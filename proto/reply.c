@@ -1,4 +1,5 @@
 #include "proto/reply.h"
+#include "common/base/utf8.h"
 
 void sk_reply_begin(struct sk_reply_writer *self, struct sk_buffer *to,
                     const struct sk_request_id *id)
@@ -32,6 +33,28 @@ void sk_reply_ok(struct sk_buffer *to, const struct sk_request_id *id)
     sk_reply_end(&writer);
 }
 
+/* Error texts quote what a stranger wrote and are cut at a length: what is not UTF-8 becomes '?',
+ * so that every reply can be read as text. */
+static void put_words(struct sk_buffer *to, const char *text)
+{
+    uint8_t clean[SK_DIAG_TEXT_BYTES];
+    size_t size = 0;
+    for (const char *at = text; *at != '\0' && size + 4 < sizeof clean;) {
+        size_t run = 1;
+        while (run < 4 && (at[run] & 0xC0) == 0x80)
+            run++;
+        if (!sk_utf8_valid(sk_span_of(at, run))) {
+            clean[size++] = '?';
+            at++;
+            continue;
+        }
+        memcpy(clean + size, at, run);
+        size += run;
+        at += run;
+    }
+    sk_put_text_of(to, sk_span_of(clean, size));
+}
+
 void sk_reply_error_with(struct sk_buffer *to, const struct sk_request_id *id, enum sk_err code,
                          const struct sk_diag *d, uint32_t extra_count, struct sk_span extra_pairs)
 {
@@ -52,13 +75,13 @@ void sk_reply_error_with(struct sk_buffer *to, const struct sk_request_id *id, e
     sk_put_text(to, sk_err_name(code));
     sk_put_text(to, "field");
     if (has_field)
-        sk_put_text(to, d->field);
+        put_words(to, d->field);
     else
         sk_put_nil(to);
     sk_put_text(to, "retriable");
     sk_put_bool(to, sk_err_retriable(code));
     sk_put_text(to, "message");
-    sk_put_text(to, has_text ? d->text : sk_err_meaning(code));
+    put_words(to, has_text ? d->text : sk_err_meaning(code));
     sk_put_raw(to, extra_pairs);
 }
 

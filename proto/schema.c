@@ -1,10 +1,11 @@
+#include "common/base/utf8.h"
 #include "proto/payload.h"
 #include "proto/reply.h"
 
+#include <strings.h>
+
 static const char *const metric_names[] = {"", "l2", "ip", "cosine"};
 static const char *const index_names[] = {"", "flat", "hnsw"};
-
-enum { M_DEFAULT = 16, M_MIN = 4, M_MAX = 64, EF_DEFAULT = 200, EF_MIN = 8, EF_MAX = 2000 };
 
 const char *sk_schema_metric_name(enum sk_schema_metric metric)
 {
@@ -29,18 +30,17 @@ const char *sk_uuid_text(const uint8_t uuid[SK_UUID_BYTES], char text[SK_UUID_TE
 
 /* ---- one vector field ---- */
 
+/* Names of other systems too, in any case: Cosine, Dot, Euclid. */
 static bool is_metric(struct sk_span text, enum sk_schema_metric *out)
 {
     static const struct {
         const char *name;
         enum sk_schema_metric metric;
-    } names[] = {{"l2", SK_SCHEMA_L2},         {"ip", SK_SCHEMA_IP},
-                 {"cosine", SK_SCHEMA_COSINE}, {"Euclid", SK_SCHEMA_L2},
-                 {"Dot", SK_SCHEMA_IP},        {"Cosine", SK_SCHEMA_COSINE},
-                 {"euclidean", SK_SCHEMA_L2},  {"L2", SK_SCHEMA_L2},
-                 {"IP", SK_SCHEMA_IP},         {"COSINE", SK_SCHEMA_COSINE}};
+    } names[] = {{"l2", SK_SCHEMA_L2},     {"ip", SK_SCHEMA_IP},  {"cosine", SK_SCHEMA_COSINE},
+                 {"euclid", SK_SCHEMA_L2}, {"dot", SK_SCHEMA_IP}, {"euclidean", SK_SCHEMA_L2}};
     for (size_t i = 0; i < SK_COUNT_OF(names); i++) {
-        if (sk_span_is(text, names[i].name)) {
+        if (text.size == strlen(names[i].name) &&
+            strncasecmp((const char *)text.bytes, names[i].name, text.size) == 0) {
             *out = names[i].metric;
             return true;
         }
@@ -60,7 +60,8 @@ static enum sk_err unknown_key(struct sk_span key, const char *where, const char
     const char *closest = sk_closest(key, known, count);
     int shown = (int)(key.size > 64 ? 64 : key.size);
     return sk_fail_field(d, SK_ERR_UNKNOWN_FIELD, where, "%s has no field '%.*s'%s%s%s", where,
-                         shown, (const char *)key.bytes, closest != NULL ? "; the closest name is '" : "",
+                         shown, (const char *)key.bytes,
+                         closest != NULL ? "; the closest name is '" : "",
                          closest != NULL ? closest : "", closest != NULL ? "'" : "");
 }
 
@@ -76,8 +77,8 @@ static enum sk_err read_bounded(struct sk_reader *from, const char *name, uint32
                              sk_value_kind_name(value.kind), least, most);
     if (value.u64 < least || value.u64 > most)
         return sk_fail_field(d, value.u64 > most ? SK_ERR_TOO_LARGE : SK_ERR_INVALID, name,
-                             "%s is %llu, want %u to %u", name, (unsigned long long)value.u64, least,
-                             most);
+                             "%s is %llu, want %u to %u", name, (unsigned long long)value.u64,
+                             least, most);
     *out = (uint32_t)value.u64;
     return SK_ERR_OK;
 }
@@ -100,6 +101,7 @@ static enum sk_err read_index(struct sk_reader *from, struct sk_vector_field *ou
 {
     static const char *const known[] = {"type", "m", "ef_construction", "profile"};
     struct sk_value value;
+    uint32_t seen = 0;
     enum sk_err err = sk_read(from, &value, d);
     if (err != SK_ERR_OK || value.kind == SK_VALUE_TEXT)
         return err != SK_ERR_OK ? err : read_index_kind(&value, out, d);
@@ -108,26 +110,38 @@ static enum sk_err read_index(struct sk_reader *from, struct sk_vector_field *ou
                              sk_value_kind_name(value.kind));
     uint32_t count = value.count;
     for (uint32_t i = 0; i < count && err == SK_ERR_OK; i++) {
-        struct sk_value key;
-        err = sk_read(from, &key, d);
+        struct sk_span key;
+        uint32_t bit = 8;
+        err = sk_read_key(from, &key, d);
         if (err != SK_ERR_OK)
             break;
-        if (is_one_of(key.span, "m", "M", "max_neighbors")) {
-            err = read_bounded(from, "m", M_MIN, M_MAX, &out->m, d);
-        } else if (is_one_of(key.span, "ef_construction", "ef_construct", "efConstruction")) {
-            err = read_bounded(from, "ef_construction", EF_MIN, EF_MAX, &out->ef_construction, d);
-        } else if (sk_span_is(key.span, "type")) {
+        if (is_one_of(key, "m", "M", "max_neighbors")) {
+            bit = 1;
+            err = read_bounded(from, "m", SK_M_MIN, SK_M_MAX, &out->m, d);
+        } else if (is_one_of(key, "ef_construction", "ef_construct", "efConstruction")) {
+            bit = 2;
+            err = read_bounded(from, "ef_construction", SK_EF_CONSTRUCTION_MIN,
+                               SK_EF_CONSTRUCTION_MAX, &out->ef_construction, d);
+        } else if (sk_span_is(key, "type")) {
+            bit = 4;
             err = sk_read(from, &value, d);
             if (err == SK_ERR_OK)
                 err = read_index_kind(&value, out, d);
-        } else if (sk_span_is(key.span, "profile")) {
+        } else if (sk_span_is(key, "profile")) {
             err = sk_read(from, &value, d);
             if (err == SK_ERR_OK &&
                 (value.kind != SK_VALUE_TEXT || !sk_span_is(value.span, "balanced")))
-                err = sk_fail_field(d, SK_ERR_INVALID, "profile", "profile is 'balanced' in this release");
+                err = sk_fail_field(d, SK_ERR_INVALID, "profile",
+                                    "profile is 'balanced' in this release");
         } else {
-            err = unknown_key(key.span, "index", known, SK_COUNT_OF(known), d);
+            err = unknown_key(key, "index", known, SK_COUNT_OF(known), d);
         }
+        if (err == SK_ERR_OK && (seen & bit) != 0)
+            err = sk_fail_field(d, SK_ERR_INVALID, "index",
+                                "'%.*s' is given twice (perhaps under "
+                                "another of its names)",
+                                (int)key.size, (const char *)key.bytes);
+        seen |= bit;
     }
     return err;
 }
@@ -140,42 +154,45 @@ static enum sk_err read_vector_field(struct sk_reader *from, struct sk_vector_fi
     uint32_t seen = 0;
     out->metric = SK_SCHEMA_COSINE;
     out->index = SK_SCHEMA_HNSW;
-    out->m = M_DEFAULT;
-    out->ef_construction = EF_DEFAULT;
+    out->m = SK_M_DEFAULT;
+    out->ef_construction = SK_EF_CONSTRUCTION_DEFAULT;
     enum sk_err err = sk_read(from, &value, d);
     if (err != SK_ERR_OK)
         return err;
     if (value.kind != SK_VALUE_MAP)
-        return sk_fail_field(d, SK_ERR_INVALID, "vectors", "a vector field is %s, want {dim, metric, index}",
+        return sk_fail_field(d, SK_ERR_INVALID, "vectors",
+                             "a vector field is %s, want {dim, metric, index}",
                              sk_value_kind_name(value.kind));
     uint32_t count = value.count;
     for (uint32_t i = 0; i < count && err == SK_ERR_OK; i++) {
-        struct sk_value key;
+        struct sk_span key;
         uint32_t bit = 0;
-        err = sk_read(from, &key, d);
+        err = sk_read_key(from, &key, d);
         if (err != SK_ERR_OK)
             break;
-        if (is_one_of(key.span, "dim", "size", "dimension")) {
+        if (is_one_of(key, "dim", "size", "dimension")) {
             bit = 1;
             err = read_bounded(from, "dim", 1, SK_DIM_MAX, &out->dim, d);
-        } else if (is_one_of(key.span, "metric", "distance", NULL)) {
+        } else if (is_one_of(key, "metric", "distance", NULL)) {
             bit = 2;
             err = sk_read(from, &value, d);
             if (err == SK_ERR_OK &&
                 (value.kind != SK_VALUE_TEXT || !is_metric(value.span, &out->metric)))
                 err = sk_fail_field(d, SK_ERR_INVALID, "metric", "metric is l2, ip or cosine");
-        } else if (sk_span_is(key.span, "index")) {
+        } else if (sk_span_is(key, "index")) {
             bit = 4;
             err = read_index(from, out, d);
         } else {
-            err = unknown_key(key.span, "vectors", known, SK_COUNT_OF(known), d);
+            err = unknown_key(key, "vectors", known, SK_COUNT_OF(known), d);
         }
         if (err == SK_ERR_OK && (seen & bit) != 0)
-            err = sk_fail_field(d, SK_ERR_INVALID, "vectors", "dim, metric or index is given twice");
+            err =
+                sk_fail_field(d, SK_ERR_INVALID, "vectors", "dim, metric or index is given twice");
         seen |= bit;
     }
     if (err == SK_ERR_OK && out->dim == 0)
-        err = sk_fail_field(d, SK_ERR_INVALID, "dim", "a vector field wants a dim of 1 to %d", SK_DIM_MAX);
+        err = sk_fail_field(d, SK_ERR_INVALID, "dim", "a vector field wants a dim of 1 to %d",
+                            SK_DIM_MAX);
     return err;
 }
 
@@ -183,7 +200,8 @@ static enum sk_err read_vector_field(struct sk_reader *from, struct sk_vector_fi
 
 static bool is_reserved(struct sk_span name)
 {
-    return is_one_of(name, "dim", "size", "metric") || is_one_of(name, "dimension", "distance", "index");
+    return is_one_of(name, "dim", "size", "metric") ||
+           is_one_of(name, "dimension", "distance", "index");
 }
 
 static enum sk_err read_vectors(struct sk_schema *out, struct sk_span packed, struct sk_diag *d)
@@ -197,15 +215,13 @@ static enum sk_err read_vectors(struct sk_schema *out, struct sk_span packed, st
         return sk_fail_field(d, SK_ERR_INVALID, "vectors",
                              "vectors wants {dim, metric, index} or a map: name -> that");
     struct sk_reader peek = from;
-    struct sk_value key;
+    struct sk_span key;
     bool is_single = true;
     for (uint32_t i = 0; i < head.count && err == SK_ERR_OK; i++) {
-        err = sk_read(&peek, &key, d);
-        if (err == SK_ERR_OK && key.kind != SK_VALUE_TEXT)
-            err = sk_fail_field(d, SK_ERR_INVALID, "vectors", "a key of vectors is not text");
+        err = sk_read_key(&peek, &key, d);
         if (err == SK_ERR_OK)
             err = sk_skip(&peek, SK_PACK_DEPTH_MAX, d);
-        is_single = is_single && is_reserved(key.span);
+        is_single = is_single && is_reserved(key);
     }
     if (err != SK_ERR_OK)
         return err;
@@ -219,19 +235,20 @@ static enum sk_err read_vectors(struct sk_schema *out, struct sk_span packed, st
                              head.count, SK_VECTOR_FIELDS_MAX);
     for (uint32_t i = 0; i < head.count && err == SK_ERR_OK; i++) {
         struct sk_vector_field *field = &out->vectors[out->vector_count];
-        err = sk_read(&from, &key, d);
-        if (err == SK_ERR_OK && is_reserved(key.span))
-            err = sk_fail_field(d, SK_ERR_INVALID, "vectors", "a vector field may not be named '%.*s'",
-                                (int)key.span.size, (const char *)key.span.bytes);
+        err = sk_read_key(&from, &key, d);
+        if (err == SK_ERR_OK && is_reserved(key))
+            err = sk_fail_field(d, SK_ERR_INVALID, "vectors",
+                                "a vector field may not be named '%.*s'", (int)key.size,
+                                (const char *)key.bytes);
         if (err == SK_ERR_OK)
-            err = sk_name_check(key.span, "vectors", d);
+            err = sk_name_check(key, "vectors", d);
         if (err != SK_ERR_OK)
             break;
-        memcpy(field->name, key.span.bytes, key.span.size);
+        memcpy(field->name, key.bytes, key.size);
         for (uint32_t k = 0; k < out->vector_count; k++)
             if (strcmp(out->vectors[k].name, field->name) == 0)
-                return sk_fail_field(d, SK_ERR_INVALID, "vectors", "vector field '%s' is given twice",
-                                     field->name);
+                return sk_fail_field(d, SK_ERR_INVALID, "vectors",
+                                     "vector field '%s' is given twice", field->name);
         out->vector_count++;
         err = read_vector_field(&from, field, d);
         if (err != SK_ERR_OK) {
@@ -245,10 +262,10 @@ static enum sk_err read_vectors(struct sk_schema *out, struct sk_span packed, st
 
 static enum sk_err check_path(struct sk_span name, struct sk_diag *d)
 {
-    if (name.size == 0 || name.size > SK_NAME_BYTES_MAX || memchr(name.bytes, '\0', name.size) != NULL)
+    if (name.size == 0 || name.size > SK_NAME_BYTES_MAX || !sk_utf8_valid(name))
         return sk_fail_field(d, SK_ERR_INVALID, "payload",
-                             "a payload field's name has %zu bytes, want 1 to %d", name.size,
-                             SK_NAME_BYTES_MAX);
+                             "a payload field's name has %zu bytes, want 1 to %d of UTF-8",
+                             name.size, SK_NAME_BYTES_MAX);
     return SK_ERR_OK;
 }
 
@@ -270,51 +287,50 @@ static enum sk_err read_payload_fields(struct sk_schema *schema, struct sk_span 
     if (err != SK_ERR_OK)
         return err;
     if (head.kind != SK_VALUE_MAP)
-        return sk_fail_field(d, SK_ERR_INVALID, "payload", "payload is %s, want a map {field: kind}",
+        return sk_fail_field(d, SK_ERR_INVALID, "payload",
+                             "payload is %s, want a map {field: kind}",
                              sk_value_kind_name(head.kind));
     for (uint32_t i = 0; i < head.count; i++) {
-        struct sk_value key, value;
+        struct sk_span key;
+        struct sk_value value;
         enum sk_payload_kind kind = SK_PAYLOAD_KEYWORD;
-        err = sk_read(&from, &key, d);
+        err = sk_read_key(&from, &key, d);
         if (err == SK_ERR_OK)
             err = sk_read(&from, &value, d);
-        if (err == SK_ERR_OK && key.kind != SK_VALUE_TEXT)
-            err = sk_fail_field(d, SK_ERR_INVALID, "payload", "a key of payload is not text");
         if (err == SK_ERR_OK)
-            err = check_path(key.span, d);
+            err = check_path(key, d);
         if (err != SK_ERR_OK)
             return err;
-        uint32_t at = find_payload_field(schema, key.span);
+        uint32_t at = find_payload_field(schema, key);
         if (value.kind == SK_VALUE_NIL && may_drop) {
             if (at == schema->field_count)
-                return sk_fail_field(d, SK_ERR_NOT_FOUND, "payload", "no payload field '%.*s' to drop",
-                                     (int)key.span.size, (const char *)key.span.bytes);
+                return sk_fail_field(d, SK_ERR_NOT_FOUND, "payload",
+                                     "no payload field '%.*s' to drop", (int)key.size,
+                                     (const char *)key.bytes);
             schema->fields[at] = schema->fields[--schema->field_count];
             *is_changed = true;
             continue;
         }
         if (value.kind != SK_VALUE_TEXT)
-            return sk_fail_field(d, SK_ERR_INVALID, "payload",
-                                 "payload field '%.*s' is %s, want the name of a kind",
-                                 (int)key.span.size, (const char *)key.span.bytes,
-                                 sk_value_kind_name(value.kind));
+            return sk_fail_field(
+                d, SK_ERR_INVALID, "payload", "payload field '%.*s' is %s, want the name of a kind",
+                (int)key.size, (const char *)key.bytes, sk_value_kind_name(value.kind));
         err = sk_payload_kind_parse(value.span, &kind, d);
         if (err != SK_ERR_OK)
             return err;
         if (at < schema->field_count) {
             if (schema->fields[at].kind == kind && may_drop)
                 continue; /* there already: a repeated request has the effect of one */
-            return sk_fail_field(d, SK_ERR_EXISTS, "payload",
-                                 "payload field '%s' is there as %s; drop it first",
-                                 schema->fields[at].name,
-                                 sk_payload_kind_name(schema->fields[at].kind));
+            return sk_fail_field(
+                d, SK_ERR_EXISTS, "payload", "payload field '%s' is there as %s; drop it first",
+                schema->fields[at].name, sk_payload_kind_name(schema->fields[at].kind));
         }
         if (schema->field_count == SK_PAYLOAD_FIELDS_MAX || schema->field_id_next == UINT16_MAX)
             return sk_fail_field(d, SK_ERR_TOO_LARGE, "payload", "more than %d payload fields",
                                  SK_PAYLOAD_FIELDS_MAX);
         struct sk_payload_field *field = &schema->fields[schema->field_count++];
         memset(field, 0, sizeof *field);
-        memcpy(field->name, key.span.bytes, key.span.size);
+        memcpy(field->name, key.bytes, key.size);
         field->kind = kind;
         field->id = ++schema->field_id_next;
         *is_changed = true;
@@ -338,29 +354,43 @@ enum sk_err sk_schema_from_request(struct sk_schema *out, const struct sk_reques
     return err;
 }
 
+static enum sk_err alter_one_index(struct sk_vector_field *field, struct sk_reader *from,
+                                   bool *is_changed, struct sk_diag *d)
+{
+    struct sk_vector_field changed = *field;
+    enum sk_err err = read_index(from, &changed, d);
+    if (err != SK_ERR_OK)
+        return err;
+    if (changed.m != field->m || changed.index != field->index)
+        return sk_fail_field(d, SK_ERR_INVALID, "index",
+                             "only ef_construction of an index can be altered");
+    *is_changed = *is_changed || changed.ef_construction != field->ef_construction;
+    *field = changed;
+    return SK_ERR_OK;
+}
+
 /* index: {ef_construction}, or a map: vector name -> that. */
 static enum sk_err alter_index(struct sk_schema *schema, struct sk_span packed, bool *is_changed,
                                struct sk_diag *d)
 {
-    for (uint32_t f = 0; f < schema->vector_count; f++) {
-        struct sk_vector_field *field = &schema->vectors[f];
-        struct sk_vector_field changed = *field;
-        struct sk_span part = packed;
-        if (field->name[0] != '\0' && !sk_map_member(packed, field->name, &part))
-            continue;
-        struct sk_reader from = sk_reader_of(part);
-        enum sk_err err = read_index(&from, &changed, d);
-        if (err != SK_ERR_OK)
-            return err;
-        if (changed.m != field->m || changed.index != field->index)
-            return sk_fail_field(d, SK_ERR_INVALID, "index",
-                                 "only ef_construction of an index can be altered");
-        *is_changed = *is_changed || changed.ef_construction != field->ef_construction;
-        *field = changed;
+    struct sk_reader from = sk_reader_of(packed);
+    struct sk_value head;
+    if (schema->vectors[0].name[0] == '\0')
+        return alter_one_index(&schema->vectors[0], &from, is_changed, d);
+    enum sk_err err = sk_read(&from, &head, d);
+    if (err == SK_ERR_OK && head.kind != SK_VALUE_MAP)
+        err = sk_fail_field(d, SK_ERR_INVALID, "index",
+                            "index wants a map: vector name -> {ef_construction}");
+    for (uint32_t i = 0; err == SK_ERR_OK && i < head.count; i++) {
+        struct sk_span key;
+        uint32_t f = 0;
+        err = sk_read_key(&from, &key, d);
+        if (err == SK_ERR_OK)
+            err = sk_schema_vector(schema, key, &f, d);
+        if (err == SK_ERR_OK)
+            err = alter_one_index(&schema->vectors[f], &from, is_changed, d);
     }
-    if (!*is_changed)
-        return sk_fail_field(d, SK_ERR_INVALID, "index", "index names no vector field and no change");
-    return SK_ERR_OK;
+    return err;
 }
 
 enum sk_err sk_schema_alter(struct sk_schema *schema, const struct sk_request *request,
@@ -383,121 +413,6 @@ enum sk_err sk_schema_alter(struct sk_schema *schema, const struct sk_request *r
     if (is_changed)
         changed.version++;
     *schema = changed;
-    return SK_ERR_OK;
-}
-
-/* ---- stored form ---- */
-
-void sk_schema_encode(struct sk_buffer *to, const struct sk_schema *schema)
-{
-    sk_put_array(to, 8);
-    sk_put_text(to, schema->name);
-    sk_put_bin(to, schema->uuid, sizeof schema->uuid);
-    sk_put_u64(to, schema->version);
-    sk_put_u64(to, schema->shard_count);
-    sk_put_u64(to, schema->memory_bytes_max);
-    sk_put_u64(to, schema->field_id_next);
-    sk_put_array(to, schema->vector_count);
-    for (uint32_t i = 0; i < schema->vector_count; i++) {
-        const struct sk_vector_field *field = &schema->vectors[i];
-        sk_put_array(to, 6);
-        sk_put_text(to, field->name);
-        sk_put_u64(to, field->dim);
-        sk_put_u64(to, field->metric);
-        sk_put_u64(to, field->index);
-        sk_put_u64(to, field->m);
-        sk_put_u64(to, field->ef_construction);
-    }
-    sk_put_array(to, schema->field_count);
-    for (uint32_t i = 0; i < schema->field_count; i++) {
-        sk_put_array(to, 3);
-        sk_put_text(to, schema->fields[i].name);
-        sk_put_u64(to, schema->fields[i].kind);
-        sk_put_u64(to, schema->fields[i].id);
-    }
-}
-
-/* Sticky: after the first fault everything reads as 0, checked once at the end. */
-struct decoder {
-    struct sk_reader *from;
-    bool is_bad;
-};
-
-static uint64_t take(struct decoder *self, uint64_t most)
-{
-    struct sk_value value;
-    if (self->is_bad || sk_read(self->from, &value, NULL) != SK_ERR_OK ||
-        value.kind != SK_VALUE_UNSIGNED || value.u64 > most) {
-        self->is_bad = true;
-        return 0;
-    }
-    return value.u64;
-}
-
-static uint32_t take_count(struct decoder *self, uint32_t most)
-{
-    struct sk_value value;
-    if (self->is_bad || sk_read(self->from, &value, NULL) != SK_ERR_OK ||
-        value.kind != SK_VALUE_ARRAY || value.count > most) {
-        self->is_bad = true;
-        return 0;
-    }
-    return value.count;
-}
-
-static void take_run(struct decoder *self, enum sk_value_kind kind, void *out, size_t least,
-                     size_t most)
-{
-    struct sk_value value;
-    if (self->is_bad || sk_read(self->from, &value, NULL) != SK_ERR_OK || value.kind != kind ||
-        value.span.size < least || value.span.size > most ||
-        (kind == SK_VALUE_TEXT && memchr(value.span.bytes, '\0', value.span.size) != NULL)) {
-        self->is_bad = true;
-        return;
-    }
-    memcpy(out, value.span.bytes, value.span.size);
-}
-
-static void take_vector_field(struct decoder *in, struct sk_vector_field *field)
-{
-    in->is_bad = in->is_bad || take_count(in, 6) != 6;
-    take_run(in, SK_VALUE_TEXT, field->name, 0, SK_NAME_BYTES_MAX);
-    field->dim = (uint32_t)take(in, SK_DIM_MAX);
-    field->metric = (enum sk_schema_metric)take(in, SK_SCHEMA_COSINE);
-    field->index = (enum sk_schema_index)take(in, SK_SCHEMA_HNSW);
-    field->m = (uint32_t)take(in, M_MAX);
-    field->ef_construction = (uint32_t)take(in, EF_MAX);
-    if (field->dim == 0 || field->metric == 0 || field->index == 0 || field->m < M_MIN ||
-        field->ef_construction < EF_MIN)
-        in->is_bad = true;
-}
-
-enum sk_err sk_schema_decode(struct sk_schema *out, struct sk_reader *from, struct sk_diag *d)
-{
-    struct decoder in = {from, false};
-    memset(out, 0, sizeof *out);
-    in.is_bad = take_count(&in, 8) != 8;
-    take_run(&in, SK_VALUE_TEXT, out->name, 1, SK_NAME_BYTES_MAX);
-    take_run(&in, SK_VALUE_BIN, out->uuid, SK_UUID_BYTES, SK_UUID_BYTES);
-    out->version = (uint32_t)take(&in, UINT32_MAX);
-    out->shard_count = (uint32_t)take(&in, SK_SHARDS_MAX);
-    out->memory_bytes_max = take(&in, UINT64_MAX);
-    out->field_id_next = (uint16_t)take(&in, UINT16_MAX);
-    out->vector_count = take_count(&in, SK_VECTOR_FIELDS_MAX);
-    for (uint32_t i = 0; i < out->vector_count && !in.is_bad; i++)
-        take_vector_field(&in, &out->vectors[i]);
-    out->field_count = take_count(&in, SK_PAYLOAD_FIELDS_MAX);
-    for (uint32_t i = 0; i < out->field_count && !in.is_bad; i++) {
-        in.is_bad = take_count(&in, 3) != 3;
-        take_run(&in, SK_VALUE_TEXT, out->fields[i].name, 1, SK_NAME_BYTES_MAX);
-        out->fields[i].kind = (enum sk_payload_kind)take(&in, SK_PAYLOAD_GEO);
-        out->fields[i].id = (uint16_t)take(&in, UINT16_MAX);
-        in.is_bad = in.is_bad || out->fields[i].kind == 0;
-    }
-    if (in.is_bad || out->shard_count == 0 || out->vector_count == 0) {
-        memset(out, 0, sizeof *out);
-        return sk_fail(d, SK_ERR_INVALID, "this is not the stored form of a schema");
-    }
     return SK_ERR_OK;
 }
 

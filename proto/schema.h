@@ -6,12 +6,17 @@
 #include "proto/codec.h"
 
 enum {
-
     SK_VECTOR_FIELDS_MAX = 16,
     SK_PAYLOAD_FIELDS_MAX = 64,
     SK_DIM_MAX = 8192,
     SK_SHARDS_MAX = 64,
     SK_UUID_BYTES = 16,
+    SK_M_DEFAULT = 16,
+    SK_M_MIN = 4,
+    SK_M_MAX = 64,
+    SK_EF_CONSTRUCTION_DEFAULT = 200,
+    SK_EF_CONSTRUCTION_MIN = 8,
+    SK_EF_CONSTRUCTION_MAX = 2000,
 };
 
 /* Numbers are stored: append only. Equal to those of kernels.h and index.h. */
@@ -63,6 +68,7 @@ SK_CHECKED enum sk_err sk_schema_from_request(struct sk_schema *out, const struc
 SK_CHECKED enum sk_err sk_schema_alter(struct sk_schema *schema, const struct sk_request *request,
                                        struct sk_diag *d);
 void sk_schema_encode(struct sk_buffer *to, const struct sk_schema *schema); /* for the map and files */
+/* From a file or a peer: INVALID unless it is one whole good schema. */
 SK_CHECKED enum sk_err sk_schema_decode(struct sk_schema *out, struct sk_reader *from,
                                         struct sk_diag *d);
 /* The two members `vectors` and `payload` of a description, in the form create_collection takes. */
