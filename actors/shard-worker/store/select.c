@@ -50,6 +50,15 @@ static enum sk_err scan_rows(struct select *self, const struct sk_filter *node,
 
 /* ---- conditions on an indexed field ---- */
 
+/* An integer against the double nearest to it. */
+static int compare_whole(int64_t whole, double nearest)
+{
+    if (nearest >= 9223372036854775808.0)
+        return -1;
+    int64_t back = (int64_t)nearest;
+    return whole < back ? -1 : whole > back;
+}
+
 static enum sk_err or_value(struct select *self, const struct sk_payload_field *field,
                             const struct sk_operand *operand, roaring_bitmap_t *out)
 {
@@ -70,7 +79,8 @@ static enum sk_err or_value(struct select *self, const struct sk_payload_field *
         break;
     case SK_PAYLOAD_INTEGER:
         if (operand->kind == SK_OPERAND_F64) { /* 3.0 equals 3; 3.5 and 1e300 equal no integer */
-            if (operand->f64 != floor(operand->f64) || fabs(operand->f64) >= 9.2e18)
+            if (operand->f64 != floor(operand->f64) || operand->f64 >= 9223372036854775808.0 ||
+                operand->f64 < -9223372036854775808.0)
                 return SK_ERR_OK;
             typed.i64 = (int64_t)operand->f64;
         } else if (operand->kind != SK_OPERAND_I64) {
@@ -83,7 +93,8 @@ static enum sk_err or_value(struct select *self, const struct sk_payload_field *
             return SK_ERR_OK;
         break;
     case SK_PAYLOAD_FLOAT:
-        if (operand->kind != SK_OPERAND_F64 && operand->kind != SK_OPERAND_I64)
+        if (operand->kind == SK_OPERAND_I64 ? compare_whole(operand->i64, typed.f64) != 0
+                                            : operand->kind != SK_OPERAND_F64)
             return SK_ERR_OK;
         break;
     case SK_PAYLOAD_GEO:
@@ -157,14 +168,17 @@ static bool bound_i64(enum sk_payload_kind kind, enum sk_bound bound, const stru
     return true;
 }
 
+/* The smallest double that is in (low end) or the largest (high end). */
 static double bound_f64(enum sk_bound bound, const struct sk_operand *operand, bool is_low)
 {
+    double outward = is_low ? -INFINITY : INFINITY;
     if (bound == SK_BOUND_NONE)
-        return is_low ? -DBL_MAX : DBL_MAX;
-    double value = operand->kind == SK_OPERAND_I64 ? (double)operand->i64 : operand->f64;
-    if (bound == SK_BOUND_OPEN)
-        value = nextafter(value, is_low ? INFINITY : -INFINITY);
-    return value;
+        return outward;
+    bool is_integer = operand->kind == SK_OPERAND_I64;
+    double value = is_integer ? (double)operand->i64 : operand->f64;
+    int order = is_integer ? compare_whole(operand->i64, value) : 0;
+    bool is_out = order == 0 ? bound == SK_BOUND_OPEN : is_low == (order > 0);
+    return is_out ? nextafter(value, -outward) : value;
 }
 
 static enum sk_err or_range(struct select *self, const struct sk_payload_field *field,
@@ -232,11 +246,14 @@ static enum sk_err or_box(struct select *self, uint16_t field, const struct box 
                           roaring_bitmap_t *out)
 {
     static const struct box world = {-90, 90, -180, 180};
+    static const double edge = 1e-7; /* a centimetre: cells round their borders */
+    struct box wider = {wanted->lat_min - edge, wanted->lat_max + edge, wanted->lon_min - edge,
+                        wanted->lon_max + edge};
     double height = wanted->lat_max - wanted->lat_min, width = wanted->lon_max - wanted->lon_min;
     unsigned bits = 6; /* about 8 cells along the larger side */
     for (double h = 180, w = 360; bits < 60 && (h > height / 4 && w > width / 4); h /= 2, w /= 2)
         bits += 2;
-    return or_cells(self, field, wanted, &world, 0, 0, bits > 60 ? 60 : bits, out);
+    return or_cells(self, field, &wider, &world, 0, 0, bits > 60 ? 60 : bits, out);
 }
 
 static void box_around(double lat, double lon, double radius_m, struct box *out)
@@ -360,36 +377,43 @@ static enum sk_err select_leaf(struct select *self, const struct sk_filter *node
     }
 }
 
-/* What a leaf finds may name rows that are not live (bitmaps of the index never do, but the text of a
- * filter may ask for anything): the group cuts with `all`. */
+enum joining { JOIN_AND, JOIN_OR, JOIN_AND_NOT };
+
+static enum sk_err join(struct select *self, struct sk_filter *const *list, uint32_t count,
+                        enum joining how, roaring_bitmap_t *to)
+{
+    enum sk_err err = SK_ERR_OK;
+    for (uint32_t i = 0; i < count && err == SK_ERR_OK; i++) {
+        roaring_bitmap_t *one = roaring_bitmap_create();
+        if (one == NULL)
+            return sk_fail(self->d, SK_ERR_NOMEM, "no memory for a filter");
+        err = select_node(self, list[i], one);
+        if (how == JOIN_AND)
+            roaring_bitmap_and_inplace(to, one);
+        else if (how == JOIN_OR)
+            roaring_bitmap_or_inplace(to, one);
+        else
+            roaring_bitmap_andnot_inplace(to, one);
+        roaring_bitmap_free(one);
+    }
+    return err;
+}
+
+/* What a leaf finds may name rows whose time is over: the group cuts with `all`. */
 static enum sk_err select_group(struct select *self, const struct sk_filter *node,
                                 roaring_bitmap_t *out)
 {
     enum sk_err err = SK_ERR_OK;
-    roaring_bitmap_or_inplace(out, self->all);
     if (node->u.group.should_count > 0) {
-        roaring_bitmap_t *any = roaring_bitmap_create();
-        for (uint32_t i = 0; i < node->u.group.should_count && err == SK_ERR_OK; i++) {
-            roaring_bitmap_t *one = roaring_bitmap_create();
-            err = select_node(self, node->u.group.should[i], one);
-            roaring_bitmap_or_inplace(any, one);
-            roaring_bitmap_free(one);
-        }
-        roaring_bitmap_and_inplace(out, any);
-        roaring_bitmap_free(any);
+        err = join(self, node->u.group.should, node->u.group.should_count, JOIN_OR, out);
+        roaring_bitmap_and_inplace(out, self->all);
+    } else {
+        roaring_bitmap_or_inplace(out, self->all);
     }
-    for (uint32_t i = 0; i < node->u.group.must_count && err == SK_ERR_OK; i++) {
-        roaring_bitmap_t *one = roaring_bitmap_create();
-        err = select_node(self, node->u.group.must[i], one);
-        roaring_bitmap_and_inplace(out, one);
-        roaring_bitmap_free(one);
-    }
-    for (uint32_t i = 0; i < node->u.group.must_not_count && err == SK_ERR_OK; i++) {
-        roaring_bitmap_t *one = roaring_bitmap_create();
-        err = select_node(self, node->u.group.must_not[i], one);
-        roaring_bitmap_andnot_inplace(out, one);
-        roaring_bitmap_free(one);
-    }
+    if (err == SK_ERR_OK)
+        err = join(self, node->u.group.must, node->u.group.must_count, JOIN_AND, out);
+    if (err == SK_ERR_OK)
+        err = join(self, node->u.group.must_not, node->u.group.must_not_count, JOIN_AND_NOT, out);
     return err;
 }
 
