@@ -116,13 +116,21 @@ class Node:
         except (OSError, ValueError, KeyError):
             pid = None      # it never came up
         try:
-            if pid and is_alive(pid):
+            if pid and self.owns(pid):
                 run(binary("skerry"), "node", "stop", "--dir", self.dir, timeout_s=30, check=False)
-                if is_alive(pid):
+                if self.owns(pid):
                     kill(pid, signal.SIGKILL)
         finally:
             if self.is_own_folder:
                 shutil.rmtree(self.dir, ignore_errors=True)
+
+    def owns(self, pid):
+        """Whether that number is still a process of this node: another may have got it since."""
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                return self.dir.encode() in file.read().split(b"\0") and is_alive(pid)
+        except OSError:
+            return False
 
     def __enter__(self):
         try:

@@ -17,6 +17,8 @@ enum client_kind {
     CLIENT_SEARCH,
     CLIENT_SCROLL,
     CLIENT_COUNT,
+    CLIENT_LOOK,    /* verify, compact, wait, describe, alter and the like */
+    CLIENT_SCRATCH, /* a collection that is dropped and made again, over and over */
     CLIENT_KIND_COUNT
 };
 
@@ -31,6 +33,17 @@ struct client_world {
     void (*say)(void *impl, const char *format, ...) __attribute__((format(printf, 2, 3)));
 };
 
+enum client_filter { FILTER_NONE, FILTER_GROUP, FILTER_KEYWORD, FILTER_RANGE };
+
+/* What is known of the scratch collection. */
+struct client_scratch {
+    enum { SCRATCH_ABSENT, SCRATCH_THERE, SCRATCH_UNKNOWN } state;
+    enum { SCRATCH_CREATE, SCRATCH_UPSERT, SCRATCH_COUNT, SCRATCH_DROP } asked;
+    unsigned low, high; /* records in it */
+    unsigned rows, serial, shards;
+    uint64_t rest_until_us; /* messages of before may come until then */
+};
+
 struct sim_client {
     const struct client_world *world;
     unsigned number, client_count;
@@ -43,9 +56,11 @@ struct sim_client {
     enum client_kind kind;
     struct model_read read;
     unsigned slots[MODEL_SLOTS_MAX], slot_count;
-    bool is_exact, with_vector, has_filter, by_keyword;
-    unsigned group, limit;
-    uint32_t query_serial;
+    bool is_exact, with_vector;
+    enum client_filter filter;
+    unsigned group, limit, look;
+    uint32_t query_serial, serial_from, serial_end; /* of FILTER_RANGE */
+    struct client_scratch scratch;
     bool seen[MODEL_SLOTS_MAX]; /* scroll: over its pages */
     struct model_write *shown[MODEL_SLOTS_MAX];
     uint64_t deadline_us;
@@ -58,7 +73,8 @@ void sim_client_init(struct sim_client *self, const struct client_world *world, 
 void sim_client_on_time(struct sim_client *self);
 void sim_client_on_reply(struct sim_client *self, const uint8_t *bytes, size_t size);
 /* The last look: asks for everything (0: get of every record, 1: exact search, 2: search, 3: count,
- * 4: scroll, 5: a write) of a collection. false: something is open still. */
+ * 4: scroll, 5: a write, 6 and on: verify, compact, wait, ...) of a collection. false: something is
+ * open still. */
 bool sim_client_final(struct sim_client *self, unsigned collection, unsigned what);
 
 #endif

@@ -1,7 +1,8 @@
 #include "actors/shard-worker/worker.h"
 #include "tests/sim/world.h"
 
-static bool create(void **core, struct world *world, unsigned process, const struct sk_io *io, struct sk_diag *d)
+static bool create(void **core, struct world *world, unsigned process, const struct sk_io *io,
+                   struct sk_diag *d)
 {
     char data[PATH_MAX], snapshots[PATH_MAX];
     snprintf(data, sizeof(data), "%s/data", world->dir);
@@ -11,8 +12,7 @@ static bool create(void **core, struct world *world, unsigned process, const str
                                       .number = process - PROCESS_WORKER_0,
                                       .process_id = process + 1,
                                       .pending_rows_max = 24, /* so that the bound is met */
-                                      .map_bytes_max = 64 << 20,
-                                      .no_sync = true};
+                                      .map_bytes_max = 64 << 20};
     return sk_worker_new((struct sk_worker **)core, &config, io, d) == SK_ERR_OK;
 }
 
@@ -29,6 +29,11 @@ static void on_message(void *core, sk_peer from, struct sk_span bytes)
 static void on_connected(void *core, sk_peer peer)
 {
     sk_worker_on_connected(core, peer);
+}
+
+static void on_hint(void *core, struct sk_span bytes)
+{
+    sk_worker_on_message(core, SK_PEER_HINTS, bytes);
 }
 
 static uint64_t on_time(void *core)
@@ -55,7 +60,9 @@ static bool is_ready(void *core)
 
 static int target_of(sk_peer peer)
 {
-    return peer == SK_PEER_ROUTER ? PROCESS_ROUTER : peer == SK_PEER_KEEPER ? PROCESS_KEEPER : TARGET_NONE;
+    return peer == SK_PEER_ROUTER   ? PROCESS_ROUTER
+           : peer == SK_PEER_KEEPER ? PROCESS_KEEPER
+                                    : TARGET_NONE;
 }
 
 static sk_peer peer_of(unsigned process)
@@ -68,6 +75,7 @@ const struct core_kind core_worker = {.name = "worker",
                                       .destroy = destroy,
                                       .on_message = on_message,
                                       .on_connected = on_connected,
+                                      .on_hint = on_hint,
                                       .on_time = on_time,
                                       .on_job_done = on_job_done,
                                       .check = check,

@@ -83,6 +83,8 @@ static void add(struct totals *totals, const struct result *r)
     totals->stats.copied += s->copied;
     totals->stats.crashes += s->crashes;
     totals->stats.cuts += s->cuts;
+    totals->stats.power_cuts += s->power_cuts;
+    totals->stats.taken_back += s->taken_back;
     totals->stats.jumps += s->jumps;
     totals->stats.full_times += s->full_times;
     totals->stats.damaged += s->damaged;
@@ -152,12 +154,13 @@ static void tell_totals(const struct totals *t, double seconds)
 {
     printf("%.1f simulated minutes in %.1f s; %llu events, %llu messages (%llu lost, %llu copied), "
            "%llu "
-           "kills, %llu deaths inside a commit, %llu clock jumps, %llu full disks, %llu damaged "
-           "files\n",
+           "kills, %llu deaths at a write, %llu power cuts (%llu sectors taken back), %llu clock "
+           "jumps, %llu full disks, %llu damaged files\n",
            (double)t->mono_us / 60e6, seconds, (unsigned long long)t->stats.events,
            (unsigned long long)t->stats.messages, (unsigned long long)t->stats.lost,
            (unsigned long long)t->stats.copied, (unsigned long long)t->stats.crashes,
-           (unsigned long long)t->stats.cuts, (unsigned long long)t->stats.jumps,
+           (unsigned long long)t->stats.cuts, (unsigned long long)t->stats.power_cuts,
+           (unsigned long long)t->stats.taken_back, (unsigned long long)t->stats.jumps,
            (unsigned long long)t->stats.full_times, (unsigned long long)t->stats.damaged);
     printf("%llu answers, %llu comparisons with the model; errors: %llu deadline, %llu "
            "unavailable, %llu "

@@ -13,7 +13,7 @@ void wire_text(msgpack_packer *to, const char *text)
 void wire_begin(msgpack_packer *to, const char *op, uint64_t id, uint32_t deadline_ms,
                 const char *collection, unsigned more)
 {
-    msgpack_pack_map(to, 5 + more);
+    msgpack_pack_map(to, (collection != NULL ? 5 : 4) + more);
     wire_text(to, "v");
     msgpack_pack_uint8(to, 1);
     wire_text(to, "op");
@@ -22,6 +22,8 @@ void wire_begin(msgpack_packer *to, const char *op, uint64_t id, uint32_t deadli
     msgpack_pack_uint64(to, id);
     wire_text(to, "deadline_ms");
     msgpack_pack_uint32(to, deadline_ms);
+    if (collection == NULL)
+        return;
     wire_text(to, "collection");
     wire_text(to, collection);
 }

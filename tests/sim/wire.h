@@ -16,7 +16,7 @@ struct wire_reply {
 };
 
 /* Opens {"v":1,"op":op,"id":id,"deadline_ms":..,"collection":..} with room for `more` further
- * fields. */
+ * fields; collection NULL leaves that one out. */
 void wire_begin(msgpack_packer *to, const char *op, uint64_t id, uint32_t deadline_ms,
                 const char *collection, unsigned more);
 void wire_text(msgpack_packer *to, const char *text);

@@ -31,10 +31,13 @@ struct core_kind {
     void (*on_message)(void *core, sk_peer from, struct sk_span bytes);
     void (*on_client)(void *core, sk_peer from, struct sk_span frame); /* the router's */
     void (*on_connected)(void *core, sk_peer peer);                    /* NULL: it need not know */
+    void (*on_undelivered)(void *core, sk_peer peer);  /* NULL: its sends just get lost */
     void (*on_hint)(void *core, struct sk_span bytes); /* NULL: it does not subscribe */
     uint64_t (*on_time)(void *core);
     void (*on_job_done)(void *core, struct sk_job *job); /* NULL: it has no jobs */
     enum sk_err (*check)(void *core, struct sk_diag *d); /* NULL: nothing to look at */
+    enum sk_err (*check_limits)(void *core,
+                                struct sk_diag *d); /* cheap, after every step; or NULL */
     bool (*is_ready)(void *core);
     /* Its peers, as process numbers or TARGET_..., and back. */
     int (*target_of)(sk_peer peer);
@@ -42,8 +45,34 @@ struct core_kind {
 };
 extern const struct core_kind core_router, core_keeper, core_worker;
 
+enum event_kind {
+    EVENT_MESSAGE,
+    EVENT_HINT,
+    EVENT_FRAME,
+    EVENT_UNDELIVERED,
+    EVENT_REPLY,
+    EVENT_TIMER,
+    EVENT_JOB_RUN,
+    EVENT_JOB_DONE,
+    EVENT_CLIENT,
+    EVENT_FAULT,
+    EVENT_START,
+    EVENT_DISK_ROOM
+};
+
+struct event {
+    uint64_t at_us, sequence;
+    enum event_kind kind;
+    unsigned process; /* or client */
+    uint64_t generation;
+    sk_peer from;
+    struct sk_job *job;
+    uint8_t *bytes; /* owned */
+    size_t size;
+};
+
 struct fault_rates { /* per mille, of one run */
-    unsigned lose, copy, late, crash, commit_cut, damage, full, jump, client_lose;
+    unsigned lose, copy, late, crash, commit_cut, power, damage, full, jump, client_lose;
 };
 
 struct process {
@@ -56,15 +85,15 @@ struct process {
     struct sk_io io;
     struct sk_job *write_first, *write_last; /* the lane runs one at a time, in order */
     bool is_writing;
-    bool in_handler;
     unsigned crashes;
 };
 
 struct world_stats {
-    uint64_t events, messages, lost, copied, crashes, cuts, jobs, jumps, full_times, damaged;
+    uint64_t events, messages, lost, copied, crashes, cuts, power_cuts, taken_back, jobs, jumps,
+        full_times, damaged;
 };
 
-struct event;
+enum { ADDRESSES_MAX = 1 << 15 }; /* of one client; each is good for one reply */
 
 struct world {
     uint64_t seed;
@@ -83,6 +112,7 @@ struct world {
     struct fault_rates rates;
     bool faults_on, disk_was_full, has_inline_jobs;
     struct world_stats stats;
+    bool is_open[WORLD_CLIENTS_MAX][ADDRESSES_MAX];
 };
 
 struct world_options {
@@ -96,5 +126,27 @@ struct world_options {
 bool world_run(struct world *out, const struct world_options *options);
 void world_end(struct world *self);
 __attribute__((format(printf, 2, 3))) void world_say(void *world, const char *format, ...);
+
+/* ---- between the files of the world ---- */
+void world_push(struct world *self, struct event event); /* at_us is set, bytes are taken */
+void world_push_bytes(struct world *self, enum event_kind kind, unsigned process, sk_peer from,
+                      uint64_t delay_us, const void *bytes, size_t size); /* copied */
+bool world_pop(struct world *self, struct event *out);
+
+uint64_t world_delay(struct world *self, bool can_be_late);
+void process_start(struct process *process);
+void process_arm(struct process *process); /* its one timer */
+void process_crash(struct process *process, uint64_t down_us);
+/* From here to process_end_handler the core runs; the seed may let it die at one of its writes. */
+void process_begin_handler(struct process *process);
+void process_end_handler(struct process *process);
+void process_run_job(struct process *process, struct sk_job *job);
+void process_start_write(struct process *process);
+
+void world_draw_rates(struct world *self);
+void world_on_fault(struct world *self);
+/* Every process is dead, and of what no sync has covered a part is gone. */
+void world_cut_power(struct world *self);
+bool world_check_cores(struct world *self);
 
 #endif
