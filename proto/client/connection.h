@@ -1,6 +1,6 @@
-/* The parts of one connection: requests in flight and who waits for them (in_flight.c), the socket and
- * what its monitor tells (socket.c), calls (connection.c). Everything here is called under the lock
- * of the handle. Not installed. */
+/* The parts of one connection: requests in flight and who waits for them (in_flight.c), the socket
+ * and what its monitor tells (socket.c), calls (connection.c). Everything here is called under the
+ * lock of the handle. Not installed. */
 #ifndef SK_CLIENT_CONNECTION_H
 #define SK_CLIENT_CONNECTION_H
 

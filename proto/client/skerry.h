@@ -2,9 +2,10 @@
  *
  *   struct skerry_error error;
  *   struct skerry *db = skerry_connect("DIR", NULL, &error);
- *   struct skerry_search query = {.collection = "docs", .vectors = vector, .dim = 384, .limit =
- * 10}; struct skerry_hits *hits = NULL; if (db == NULL || skerry_search(db, &query, &hits, &error)
- * != SKERRY_OK) fprintf(stderr, "%s: %s\n", error.name, error.message);
+ *   struct skerry_search query = {.collection = "docs", .vectors = v, .dim = 384, .limit = 10};
+ *   struct skerry_hits *hits = NULL;
+ *   if (db == NULL || skerry_search(db, &query, &hits, &error) != SKERRY_OK)
+ *       fprintf(stderr, "%s: %s\n", error.name, error.message);
  *
  * Calls: every call returns an enum skerry_code and fills the error struct only when it fails;
  * outputs are then NULL or 0. Results are owned by the caller: one free function for each kind.
@@ -66,8 +67,7 @@ SKERRY_API const char *skerry_version(void);
 /* "not_found"; "unknown" for a number that this library does not know. */
 SKERRY_API const char *skerry_code_name(enum skerry_code code);
 
-/* ---- Connection -------------------------------------------------------------------------------
- */
+/* ---- Connection ---- */
 
 struct skerry; /* opaque: one connection to one node */
 
@@ -95,8 +95,7 @@ SKERRY_API void skerry_close(struct skerry **self); /* sets *self to NULL; safe 
 SKERRY_API const char *skerry_node_key(const struct skerry *self);
 SKERRY_API const char *skerry_node_version(const struct skerry *self);
 
-/* ---- Values ------------------------------------------------------------------------------------
- */
+/* ---- Values ---- */
 
 /* A record id: the text where text is not NULL (a UUID, or 1 to 64 bytes of UTF-8), else the
  * number. */
@@ -131,8 +130,7 @@ struct skerry_filter {
     struct skerry_bytes msgpack;
 };
 
-/* ---- Replies ------------------------------------------------------------------------------------
- */
+/* ---- Replies ---- */
 
 struct skerry_reply; /* opaque, owned: one reply of the node as it came */
 
@@ -173,8 +171,7 @@ SKERRY_API enum skerry_code skerry_poll(struct skerry *self, uint32_t timeout_ms
 /* Submitted requests that have not been polled yet. */
 SKERRY_API size_t skerry_in_flight(struct skerry *self);
 
-/* ---- Node and collections
- * ------------------------------------------------------------------------ */
+/* ---- Node and collections ---- */
 
 struct skerry_vector_field {
     const char *name;   /* NULL for the only one */
@@ -200,7 +197,8 @@ struct skerry_collection_options {
     size_t field_count;
     uint32_t shards; /* 0: the node decides */
     uint32_t deadline_ms;
-    uint64_t reserved[6];
+    uint64_t memory_bytes_max; /* budget of its indexes; 0: the node's */
+    uint64_t reserved[5];
 };
 
 SKERRY_API enum skerry_code skerry_ping(struct skerry *self, uint32_t deadline_ms,
@@ -252,8 +250,7 @@ SKERRY_API enum skerry_code skerry_revoke_key(struct skerry *self, const char *n
 SKERRY_API enum skerry_code skerry_list_keys(struct skerry *self, struct skerry_reply **out,
                                              struct skerry_error *error);
 
-/* ---- Records
- * -------------------------------------------------------------------------------------- */
+/* ---- Records ---- */
 
 /* At most 10,000 rows and a frame of 32 MiB a request. Each record is replaced whole. */
 struct skerry_upsert {
@@ -284,7 +281,10 @@ struct skerry_search {
     bool with_vector;
     bool exact;
     uint32_t deadline_ms;
-    uint64_t reserved[6];
+    const char *const
+        *payload_keys; /* these members of the payload only, instead of with_payload */
+    size_t payload_key_count;
+    uint64_t reserved[4];
 };
 
 struct skerry_hit {
@@ -380,8 +380,7 @@ SKERRY_API enum skerry_code skerry_reply_records(struct skerry_reply **reply,
 SKERRY_API void skerry_hits_free(struct skerry_hits **self);
 SKERRY_API void skerry_records_free(struct skerry_records **self);
 
-/* ---- JSON and msgpack
- * ------------------------------------------------------------------------------ */
+/* ---- JSON and msgpack ---- */
 
 /* One JSON value to msgpack: integers stay integers (64 bits), other numbers become float64. Owned,
  * end it with skerry_bytes_free. INVALID names the byte where the text stops being JSON; nesting
