@@ -38,19 +38,19 @@ struct world {
 
 static const char world_admin_key[] = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7";
 
-static uint64_t world_mono(void *impl)
+static inline uint64_t world_mono(void *impl)
 {
     return ++((struct world *)impl)->now_us;
 }
 
-static uint64_t world_random(void *impl)
+static inline uint64_t world_random(void *impl)
 {
     struct world *self = impl;
     self->random_next = self->random_next * 6364136223846793005ULL + 1442695040888963407ULL;
     return self->random_next ^ self->random_next >> 29;
 }
 
-static void world_send(void *impl, sk_peer to, const struct sk_span *parts, unsigned part_count)
+static inline void world_send(void *impl, sk_peer to, const struct sk_span *parts, unsigned part_count)
 {
     struct world *self = impl;
     assert_true(self->sent_count < WORLD_SENT_MAX);
@@ -68,7 +68,7 @@ static void world_send(void *impl, sk_peer to, const struct sk_span *parts, unsi
     }
 }
 
-static void world_submit(void *impl, struct sk_job *job)
+static inline void world_submit(void *impl, struct sk_job *job)
 {
     struct world *self = impl;
     assert_null(self->job);
@@ -76,19 +76,19 @@ static void world_submit(void *impl, struct sk_job *job)
     self->job = job;
 }
 
-static void world_note(void *impl, unsigned kind, uint64_t a, uint64_t b)
+static inline void world_note(void *impl, unsigned kind, uint64_t a, uint64_t b)
 {
     (void)impl, (void)kind, (void)a, (void)b;
 }
 
-static void world_forget_sent(struct world *self)
+static inline void world_forget_sent(struct world *self)
 {
     for (unsigned i = 0; i < self->sent_count; i++)
         free(self->sent[i].bytes);
     self->sent_count = 0;
 }
 
-static enum sk_err world_try_open(struct world *self, struct sk_diag *d)
+static inline enum sk_err world_try_open(struct world *self, struct sk_diag *d)
 {
     const struct sk_keeper_config config = {.folder = self->state,
                                             .worker_count = self->workers,
@@ -97,7 +97,7 @@ static enum sk_err world_try_open(struct world *self, struct sk_diag *d)
     return sk_keeper_new(&self->keeper, &config, &self->io, d);
 }
 
-static void world_open(struct world *self)
+static inline void world_open(struct world *self)
 {
     struct sk_diag d = {0};
     enum sk_err err = world_try_open(self, &d);
@@ -106,14 +106,14 @@ static void world_open(struct world *self)
 }
 
 /* As a crash: what was submitted and did not run is gone, nothing is said. */
-static void world_crash(struct world *self)
+static inline void world_crash(struct world *self)
 {
     sk_keeper_destroy(&self->keeper);
     self->job = NULL;
     world_forget_sent(self);
 }
 
-static int world_setup(void **state)
+static inline int world_setup(void **state)
 {
     struct world *self = calloc(1, sizeof *self);
     assert_non_null(self);
@@ -135,13 +135,13 @@ static int world_setup(void **state)
     return 0;
 }
 
-static int world_remove(const char *path, const struct stat *info, int kind, struct FTW *walk)
+static inline int world_remove(const char *path, const struct stat *info, int kind, struct FTW *walk)
 {
     (void)info, (void)kind, (void)walk;
     return remove(path);
 }
 
-static int world_teardown(void **state)
+static inline int world_teardown(void **state)
 {
     struct world *self = *state;
     world_crash(self);
@@ -165,13 +165,13 @@ struct question {
     uint32_t deadline_ms;
 };
 
-static uint64_t world_bit(enum sk_field field)
+static inline uint64_t world_bit(enum sk_field field)
 {
     return (uint64_t)1 << field;
 }
 
 /* Sends it; returns the number of the request. */
-static uint64_t world_send_question(struct world *self, const struct question *question)
+static inline uint64_t world_send_question(struct world *self, const struct question *question)
 {
     struct sk_request request = {.op = question->op, .deadline_ms = 5000};
     request.id = (struct sk_request_id){.is_present = true, .number = 77};
@@ -238,7 +238,7 @@ static uint64_t world_send_question(struct world *self, const struct question *q
 }
 
 /* Runs what is submitted, until nothing is. */
-static void world_run_jobs(struct world *self)
+static inline void world_run_jobs(struct world *self)
 {
     while (self->job != NULL) {
         struct sk_job *job = self->job;
@@ -256,7 +256,7 @@ struct answer {
 };
 
 /* The last reply to that request; false when there is none. */
-static bool world_find(struct world *self, uint64_t request, struct answer *out)
+static inline bool world_find(struct world *self, uint64_t request, struct answer *out)
 {
     for (unsigned i = self->sent_count; i-- > 0;) {
         struct sk_span body;
@@ -281,7 +281,7 @@ static bool world_find(struct world *self, uint64_t request, struct answer *out)
     return false;
 }
 
-static struct answer world_ask(struct world *self, const struct question *question)
+static inline struct answer world_ask(struct world *self, const struct question *question)
 {
     struct answer answer = {0};
     uint64_t request = world_send_question(self, question);
@@ -290,32 +290,32 @@ static struct answer world_ask(struct world *self, const struct question *questi
     return answer;
 }
 
-static enum sk_err world_code(struct world *self, const struct question *question)
+static inline enum sk_err world_code(struct world *self, const struct question *question)
 {
     return world_ask(self, question).header.status;
 }
 
 /* {"dim": 8} */
-static struct sk_span world_vectors(void)
+static inline struct sk_span world_vectors(void)
 {
     static const uint8_t bytes[] = "\x81\xa3"
                                    "dim\x08";
     return sk_span_of(bytes, sizeof bytes - 1);
 }
 
-static enum sk_err world_create(struct world *self, const char *name)
+static inline enum sk_err world_create(struct world *self, const char *name)
 {
     return world_code(self, &(struct question){.op = SK_OP_CREATE_COLLECTION,
                                                .collection = name,
                                                .vectors = world_vectors()});
 }
 
-static enum sk_err world_drop(struct world *self, const char *name)
+static inline enum sk_err world_drop(struct world *self, const char *name)
 {
     return world_code(self, &(struct question){.op = SK_OP_DROP_COLLECTION, .collection = name});
 }
 
-static void world_check(struct world *self)
+static inline void world_check(struct world *self)
 {
     struct sk_diag d = {0};
     if (sk_keeper_check(self->keeper, &d) != SK_ERR_OK)
