@@ -10,19 +10,6 @@
 
 enum { DEPTH_MAX = 4, STREAM_BYTES = 256 * 1024 };
 
-void sk_uuid_text(const uint8_t uuid[16], char text[SK_UUID_TEXT_BYTES])
-{
-    static const char digits[] = "0123456789abcdef";
-    char *at = text;
-    for (unsigned i = 0; i < 16; i++) {
-        if (i == 4 || i == 6 || i == 8 || i == 10)
-            *at++ = '-';
-        *at++ = digits[uuid[i] >> 4];
-        *at++ = digits[uuid[i] & 15];
-    }
-    *at = '\0';
-}
-
 static int hex_value(char c)
 {
     if (c >= '0' && c <= '9')
@@ -32,7 +19,7 @@ static int hex_value(char c)
 
 bool sk_uuid_parse(const char *text, uint8_t uuid[16])
 {
-    if (strlen(text) != SK_UUID_TEXT_BYTES - 1)
+    if (strlen(text) != 36)
         return false;
     for (unsigned i = 0; i < 16; i++) {
         if ((i == 4 || i == 6 || i == 8 || i == 10) && *text++ != '-')

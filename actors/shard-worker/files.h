@@ -9,11 +9,9 @@
 
 #include <stdio.h>
 
-enum { SK_PATH_BYTES = 1024, SK_UUID_TEXT_BYTES = 37 };
+enum { SK_PATH_BYTES = 1024 };
 
-/* 8-4-4-4-12 hex digits, lower case. */
-void sk_uuid_text(const uint8_t uuid[16], char text[SK_UUID_TEXT_BYTES]);
-/* False unless it is exactly that form. */
+/* False unless it is 8-4-4-4-12 hex digits, lower case: what sk_uuid_text of proto writes. */
 bool sk_uuid_parse(const char *text, uint8_t uuid[16]);
 
 /* Fails with TOO_LARGE when the text does not fit. */

@@ -50,16 +50,23 @@ void sk_pending_chunk_free(struct sk_pending_chunk *chunk)
     free(chunk);
 }
 
-bool sk_pending_chunk_add(struct sk_pending_chunk *chunk, uint32_t row, uint64_t lseq,
-                          const float *vector)
+float *sk_pending_chunk_take(struct sk_pending_chunk *chunk, uint32_t row, uint64_t lseq)
 {
     if (chunk->count == chunk->capacity)
-        return false;
+        return NULL;
     uint32_t at = chunk->count++;
     chunk->rows[at] = row;
     chunk->lseqs[at] = lseq;
-    memcpy(chunk->vectors + (size_t)at * chunk->dim, vector, chunk->dim * sizeof(float));
-    return true;
+    return chunk->vectors + (size_t)at * chunk->dim;
+}
+
+bool sk_pending_chunk_add(struct sk_pending_chunk *chunk, uint32_t row, uint64_t lseq,
+                          const float *vector)
+{
+    float *to = sk_pending_chunk_take(chunk, row, lseq);
+    if (to != NULL)
+        memcpy(to, vector, chunk->dim * sizeof *to);
+    return to != NULL;
 }
 
 void sk_pending_publish(struct sk_pending *self, struct sk_pending_chunk *chunk)

@@ -46,6 +46,8 @@ void sk_pending_deinit(struct sk_pending *self);
 SK_CHECKED enum sk_err sk_pending_chunk_new(struct sk_pending_chunk **out, uint32_t dim,
                                             uint32_t capacity, struct sk_diag *d);
 void sk_pending_chunk_free(struct sk_pending_chunk *chunk); /* safe on NULL */
+/* The place of the next row's vector (dim floats, to be filled before publish); NULL when full. */
+float *sk_pending_chunk_take(struct sk_pending_chunk *chunk, uint32_t row, uint64_t lseq);
 /* Copies the vector; false when the chunk is full. */
 bool sk_pending_chunk_add(struct sk_pending_chunk *chunk, uint32_t row, uint64_t lseq,
                           const float *vector);

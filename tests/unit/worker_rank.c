@@ -1,4 +1,4 @@
-/* links: sk_worker_core sk_kernels */
+/* links: sk_worker sk_kernels */
 #include "tests/harness.h"
 
 #include "actors/shard-worker/pending.h"

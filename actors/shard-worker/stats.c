@@ -1,0 +1,144 @@
+/* What the worker tells of itself: to the router every second while something happens. */
+#include "actors/shard-worker/internal.h"
+
+static const char *const state_names[] = {[FIELD_FLAT] = "flat",
+                                          [FIELD_UNLOADED] = "loading",
+                                          [FIELD_BUILDING] = "building",
+                                          [FIELD_READY] = "ready"};
+
+static uint64_t load_u64(const _Atomic uint64_t *at)
+{
+    return atomic_load_explicit(at, memory_order_relaxed);
+}
+
+static struct sk_reply_writer map_begin(struct sk_buffer *to)
+{
+    return (struct sk_reply_writer){.to = to, .at = sk_put_map_open(to)};
+}
+
+static void put_number(struct sk_reply_writer *map, const char *key, uint64_t value)
+{
+    sk_reply_key(map, key);
+    sk_put_u64(map->to, value);
+}
+
+static void put_string(struct sk_reply_writer *map, const char *key, const char *value)
+{
+    sk_reply_key(map, key);
+    sk_put_text(map->to, value);
+}
+
+static uint32_t pending_of(const struct shard *shard)
+{
+    uint32_t rows = 0;
+    for (unsigned f = 0; f < shard->field_count; f++)
+        rows += sk_pending_count(&shard->fields[f].pending);
+    return rows;
+}
+
+static void put_index(const struct field *field, struct sk_buffer *to)
+{
+    uint32_t state = atomic_load_explicit(&field->state_seen, memory_order_relaxed);
+    uint64_t rows = load_u64(&field->index_rows);
+    uint64_t records = load_u64(&field->shard->records);
+    struct sk_reply_writer map = map_begin(to);
+    put_string(&map, "vector", field->schema.name);
+    put_string(&map, "type", sk_schema_index_name(field->schema.index));
+    put_string(&map, "state", state_names[state]);
+    put_number(&map, "done", state == FIELD_FLAT ? records : rows < records ? rows : records);
+    put_number(&map, "total", records);
+    put_number(&map, "rows", rows);
+    put_string(&map, "note", field->note_seen);
+    sk_reply_end(&map);
+}
+
+void shard_put_stats(struct shard *shard, struct sk_reply_writer *map)
+{
+    struct sk_buffer *to = map->to;
+    uint64_t index_bytes = 0;
+    for (unsigned f = 0; f < shard->field_count; f++)
+        index_bytes += load_u64(&shard->fields[f].index_bytes);
+    sk_reply_key(map, "collection");
+    sk_put_bin(to, shard->uuid, SK_UUID_BYTES);
+    put_number(map, "shard", shard->number);
+    put_string(map, "state", shard->store != NULL ? "ok" : "failed");
+    put_string(map, "error", shard->diag.text);
+    put_number(map, "records", load_u64(&shard->records));
+    put_number(map, "pending_rows", pending_of(shard));
+    put_number(map, "disk_bytes", load_u64(&shard->disk_bytes));
+    put_number(map, "index_bytes", index_bytes);
+    put_number(map, "commits", shard->commits);
+    sk_reply_key(map, "indexes");
+    sk_put_array(to, shard->field_count);
+    for (unsigned f = 0; f < shard->field_count; f++)
+        put_index(&shard->fields[f], to);
+}
+
+void worker_put_stats(struct sk_worker *self, struct sk_buffer *to)
+{
+    uint64_t writes = 0, pending = 0, shards = 0;
+    for (const struct shard *shard = self->shards; shard != NULL; shard = shard->next) {
+        writes += shard->writes.count;
+        pending += pending_of(shard);
+        shards += !shard->is_dropped;
+    }
+    struct sk_reply_writer map = map_begin(to);
+    put_number(&map, "number", self->config.number);
+    put_number(&map, "pid", self->config.process_id);
+    put_number(&map, "requests", self->status.requests);
+    put_number(&map, "errors", self->status.errors);
+    put_number(&map, "searches", self->status.searches);
+    put_number(&map, "commits", self->status.commits);
+    put_number(&map, "rows_written", self->status.rows_written);
+    put_number(&map, "reads_in_flight", self->reads_in_flight);
+    put_number(&map, "writes_queued", writes);
+    put_number(&map, "pending_rows", pending);
+    sk_reply_key(&map, "shards");
+    sk_put_array(to, shards);
+    for (struct shard *shard = self->shards; shard != NULL; shard = shard->next) {
+        if (shard->is_dropped)
+            continue;
+        struct sk_reply_writer one = map_begin(to);
+        shard_put_stats(shard, &one);
+        sk_reply_end(&one);
+    }
+    sk_reply_end(&map);
+}
+
+/* Changes when anything did that somebody would like to see. */
+static uint64_t digest(const struct sk_worker *self)
+{
+    uint64_t sum = self->status.requests + self->status.commits + self->map.version;
+    for (const struct shard *shard = self->shards; shard != NULL; shard = shard->next)
+        for (unsigned f = 0; f < shard->field_count; f++) {
+            const struct field *field = &shard->fields[f];
+            sum = sum * 31 + load_u64(&field->index_rows) + sk_pending_count(&field->pending) +
+                  atomic_load_explicit(&field->state_seen, memory_order_relaxed);
+        }
+    return sum;
+}
+
+uint64_t stats_send(struct sk_worker *self, uint64_t now)
+{
+    if (!self->is_ready)
+        return UINT64_MAX;
+    if (now < self->stats_next_us)
+        return self->stats_next_us;
+    uint64_t sum = digest(self);
+    self->stats_next_us = now + STATS_BUSY_US;
+    if (sum == self->stats_digest && now < self->stats_us + STATS_IDLE_US) {
+        /* nothing happened: sleep until the idle beat, or until something wakes us */
+        return self->stats_us + STATS_IDLE_US;
+    }
+    self->stats_digest = sum;
+    self->stats_us = now;
+    const struct sk_link_header header = {.kind = SK_LINK_STATS,
+                                          .worker = (uint16_t)self->config.number,
+                                          .incarnation = self->incarnation,
+                                          .map_version = self->map.version};
+    sk_buffer_clear(&self->reply);
+    worker_put_stats(self, &self->reply);
+    if (!self->reply.is_broken)
+        send_to(self, SK_PEER_ROUTER, &header, sk_buffer_span(&self->reply));
+    return self->stats_next_us;
+}
