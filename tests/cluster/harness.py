@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import struct
@@ -18,6 +19,10 @@ SLOW = float(os.environ.get("SKERRY_SLOW", "1"))     # sanitizers need more time
 SEED = int(os.environ.get("SK_SEED", "1"))
 sys.path.insert(0, os.path.join(TOP, "tests", "compat"))
 from client_0_1 import Client, NoAnswer, RequestError, pack_vectors    # noqa: E402
+
+# A thousand clients here need more descriptors than a login gets; the node must see to its own.
+LOGIN_FILES = (min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]), resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+resource.setrlimit(resource.RLIMIT_NOFILE, (LOGIN_FILES[1], LOGIN_FILES[1]))
 
 CONFIG = "client_port = 0\nhttp_port = 0\n"
 
@@ -62,7 +67,8 @@ class Node:
         return run(binary("skerry"), "--dir", self.dir, *words, **options)
 
     def start(self, timeout_s=30):
-        run(binary("skerry"), "node", "start", "--dir", self.dir, env=self.env, timeout_s=timeout_s)
+        run(binary("skerry"), "node", "start", "--dir", self.dir, env=self.env, timeout_s=timeout_s,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, LOGIN_FILES))
         return self
 
     def stop(self):

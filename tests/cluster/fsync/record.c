@@ -5,6 +5,8 @@
  * which they happened. A file is known by its inode number, names are records of their own; so a
  * rename moves nothing. fsync/replay.py reads the log; the two define the format together.
  *
+ * run/ and log/ below that folder are left out: a power cut may empty them.
+ *
  * What it cannot see it reports as UNSEEN, and the test fails with those words: stdio streams
  * opened for writing (libc writes them without passing here) and writable shared mappings other
  * than LMDB's lock. */
@@ -106,6 +108,15 @@ static void record_text(enum record_kind kind, uint64_t inode, const char *a, co
     record(kind, inode, 0, parts, 2);
 }
 
+static bool is_recorded(const char *path)
+{
+    if (strncmp(path, self.dir, self.dir_size) != 0)
+        return false;
+    const char *rest = path + self.dir_size;
+    return strncmp(rest, "/run/", 5) != 0 && strncmp(rest, "/log/", 5) != 0 &&
+           (rest[0] == '/' || rest[0] == '\0');
+}
+
 /* The absolute path of name below the recorded folder; false when it lies elsewhere. */
 static bool inside(int at, const char *name, char out[PATH_MAX])
 {
@@ -137,8 +148,7 @@ static bool inside(int at, const char *name, char out[PATH_MAX])
     if (realpath(joined[0] == '\0' ? "/" : joined, folder) == NULL)
         return false;
     int size = snprintf(out, PATH_MAX, "%s/%s", folder, last);
-    return size > 0 && size < PATH_MAX && strncmp(out, self.dir, self.dir_size) == 0 &&
-           out[self.dir_size] == '/';
+    return size > 0 && size < PATH_MAX && is_recorded(out) && out[self.dir_size] == '/';
 }
 
 /* The inode behind a descriptor of a recorded file or folder, 0 for anything else. */
@@ -155,8 +165,7 @@ static uint64_t inode_of(int fd)
         ssize_t size = readlink(link, path, sizeof(path) - 1);
         if (size > 0) {
             path[size] = '\0';
-            is_ours = strncmp(path, self.dir, self.dir_size) == 0 &&
-                      (path[self.dir_size] == '/' || path[self.dir_size] == '\0');
+            is_ours = is_recorded(path);
         }
     }
     errno = kept;
