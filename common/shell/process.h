@@ -7,12 +7,12 @@
 
 #include "common/base/config.h"
 
-enum { SK_SOCKET_PATH_BYTES_MAX = 107, SK_PATH_BYTES = 512 };
+enum { SK_SOCKET_PATH_BYTES_MAX = 107, SK_DIR_BYTES = 128, SK_PATH_BYTES = 512 };
 
 struct sk_process {
     char name[32];            /* "shard-worker" */
     uint32_t number;          /* --number, 0 by default */
-    char dir[SK_PATH_BYTES];  /* as given */
+    char dir[SK_DIR_BYTES];   /* as given */
     char config_path[SK_PATH_BYTES]; /* --config; "" where DIR/skerry.conf is meant */
     struct sk_config config;
     char id[48]; /* "shard-worker-0": the routing id of its heartbeats */

@@ -1,0 +1,304 @@
+#include "common/shell/internal.h"
+#include "common/shell/log.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/random.h>
+#include <sys/signalfd.h>
+#include <sys/timerfd.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { DRAIN_MAX_DEFAULT = 64, PAUSE_US = 5000 };
+
+/* ---- struct sk_io ---- */
+
+static uint64_t clock_us(clockid_t clock)
+{
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
+
+static uint64_t io_mono_us(void *impl)
+{
+    (void)impl;
+    return clock_us(CLOCK_MONOTONIC);
+}
+
+static uint64_t io_wall_us(void *impl)
+{
+    (void)impl;
+    return clock_us(CLOCK_REALTIME);
+}
+
+static uint64_t io_random(void *impl)
+{
+    struct sk_reactor *self = impl;
+    if (self->random_left == 0) {
+        ssize_t got = getrandom(self->random, sizeof self->random, 0); /* 256 bytes: never short */
+        SK_CHECK(got == (ssize_t)sizeof self->random);
+        self->random_left = SK_COUNT_OF(self->random);
+    }
+    return self->random[--self->random_left];
+}
+
+static void io_send(void *impl, sk_peer to, const struct sk_span *parts, unsigned part_count)
+{
+    sk_socket_send(impl, to, parts, part_count);
+}
+
+/* Runs it here, and then what it or its completion submitted for here: a loop, not a recursion, so
+ * that a queue of a thousand quick reads needs no deep stack. */
+static void run_in_place(struct sk_reactor *self, struct sk_job *job)
+{
+    job->next = NULL;
+    if (self->quick_last == NULL)
+        self->quick_first = job;
+    else
+        self->quick_last->next = job;
+    self->quick_last = job;
+    if (self->is_in_place)
+        return;
+    self->is_in_place = true;
+    while (self->quick_first != NULL) {
+        struct sk_job *next = self->quick_first;
+        self->quick_first = next->next;
+        if (self->quick_first == NULL)
+            self->quick_last = NULL;
+        next->next = NULL;
+        next->run(next);
+        if (self->core.on_job_done != NULL)
+            self->core.on_job_done(self->core.core, next);
+    }
+    self->is_in_place = false;
+}
+
+static void io_submit(void *impl, struct sk_job *job)
+{
+    struct sk_reactor *self = impl;
+    if (job->lane == SK_LANE_QUICK) {
+        self->counters.jobs_quick++;
+        run_in_place(self, job);
+        return;
+    }
+    if (job->lane == SK_LANE_SLOW)
+        self->counters.jobs_slow++;
+    else
+        self->counters.jobs_write++;
+    if (!sk_jobs_submit(self->jobs, job))
+        run_in_place(self, job);
+}
+
+static void io_note(void *impl, unsigned kind, uint64_t a, uint64_t b)
+{
+    struct sk_reactor *self = impl;
+    SK_CHECK(kind < self->note_count);
+    sk_log_note(&self->notes[kind], a, b);
+}
+
+/* ---- the loop's own readers ---- */
+
+static void arm(struct sk_reactor *self, uint64_t when_us)
+{
+    uint64_t at_us = when_us == 0 ? 1 : when_us; /* zero would disarm */
+    struct itimerspec at = {.it_value = {.tv_sec = (time_t)(at_us / 1000000),
+                                         .tv_nsec = (long)(at_us % 1000000 * 1000)}};
+    timerfd_settime(self->timer_fd, TFD_TIMER_ABSTIME, &at, NULL);
+    self->armed_us = when_us;
+}
+
+int sk_reactor_turn(struct sk_reactor *self)
+{
+    if (self->is_stopped)
+        return -1;
+    if (self->core.on_time != NULL) {
+        /* An armed timer that is too early is left alone: it costs one turn, re-arming it a system
+         * call for each request. */
+        uint64_t when_us = self->core.on_time(self->core.core);
+        if (when_us < self->armed_us)
+            arm(self, when_us);
+    }
+    return self->is_stopped ? -1 : 0;
+}
+
+static int on_timer(zloop_t *loop, zmq_pollitem_t *item, void *arg)
+{
+    struct sk_reactor *self = arg;
+    uint64_t times;
+    (void)loop;
+    (void)!read(item->fd, &times, sizeof times);
+    self->armed_us = UINT64_MAX;
+    return sk_reactor_turn(self);
+}
+
+static int on_jobs_done(zloop_t *loop, zmq_pollitem_t *item, void *arg)
+{
+    struct sk_reactor *self = arg;
+    (void)loop;
+    (void)item;
+    struct sk_job *job = sk_jobs_take_done(self->jobs);
+    while (job != NULL) {
+        struct sk_job *next = job->next;
+        job->next = NULL;
+        if (self->core.on_job_done != NULL)
+            self->core.on_job_done(self->core.core, job);
+        job = next;
+    }
+    return sk_reactor_turn(self);
+}
+
+static int on_signal(zloop_t *loop, zmq_pollitem_t *item, void *arg)
+{
+    struct sk_reactor *self = arg;
+    struct signalfd_siginfo info;
+    (void)loop;
+    if (read(item->fd, &info, sizeof info) != (ssize_t)sizeof info)
+        return 0;
+    sk_log(SK_LEVEL_INFO, "signal", "number=%u sender=%u", info.ssi_signo, info.ssi_pid);
+    if (self->signals++ == 0 && self->core.on_stop != NULL)
+        self->core.on_stop(self->core.core);
+    else
+        sk_reactor_stop(self, 0);
+    return sk_reactor_turn(self);
+}
+
+static int watch(struct sk_reactor *self, int fd, zloop_fn *handler, void *arg)
+{
+    zmq_pollitem_t item = {.fd = fd, .events = ZMQ_POLLIN};
+    if (zloop_poller(self->loop, &item, handler, arg) != 0)
+        return -1;
+    zloop_poller_set_tolerant(self->loop, &item);
+    return 0;
+}
+
+/* ---- public ---- */
+
+static void block_signals(sigset_t *stopping)
+{
+    sigemptyset(stopping);
+    sigaddset(stopping, SIGTERM);
+    sigaddset(stopping, SIGINT);
+    pthread_sigmask(SIG_BLOCK, stopping, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    /* CZMQ would take the signals for itself with the first socket, and keep 1,024 of those. */
+    setenv("ZSYS_SIGHANDLER", "false", 1);
+    (void)zsys_init();
+    zsys_set_io_threads(1);
+    zsys_set_linger(0);
+    zsys_set_logsender(NULL);
+}
+
+static enum sk_err open_all(struct sk_reactor *self, const struct sk_reactor_config *config,
+                            struct sk_diag *d)
+{
+    sigset_t stopping;
+    block_signals(&stopping);
+    self->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+    self->signal_fd = signalfd(-1, &stopping, SFD_NONBLOCK | SFD_CLOEXEC);
+    self->loop = zloop_new();
+    if (self->timer_fd < 0 || self->signal_fd < 0 || self->loop == NULL)
+        return sk_fail(d, SK_ERR_UNAVAILABLE, "cannot make the loop: %s", strerror(errno));
+    zloop_set_nonstop(self->loop, true); /* signals are ours */
+    enum sk_err rc = sk_returns_init(&self->returns, config->clients_open_max, d);
+    if (rc == SK_ERR_OK)
+        rc = sk_jobs_new(&self->jobs, config->search_threads == 0 ? 1 : config->search_threads, d);
+    if (rc != SK_ERR_OK)
+        return rc;
+    if (watch(self, self->timer_fd, on_timer, self) != 0 ||
+        watch(self, self->signal_fd, on_signal, self) != 0 ||
+        watch(self, sk_jobs_fd(self->jobs), on_jobs_done, self) != 0)
+        return sk_fail(d, SK_ERR_NOMEM, "no memory for the loop");
+    return SK_ERR_OK;
+}
+
+enum sk_err sk_reactor_new(struct sk_reactor **out, const struct sk_reactor_config *config,
+                           struct sk_diag *d)
+{
+    *out = NULL;
+    struct sk_reactor *self = calloc(1, sizeof *self);
+    if (self == NULL)
+        return sk_fail(d, SK_ERR_NOMEM, "no memory for the loop");
+    self->drain_max = config->drain_max == 0 ? DRAIN_MAX_DEFAULT : config->drain_max;
+    self->notes = config->notes;
+    self->note_count = config->note_count;
+    self->armed_us = UINT64_MAX;
+    self->timer_fd = self->signal_fd = -1;
+    self->io = (struct sk_io){.impl = self,
+                              .mono_us = io_mono_us,
+                              .wall_us = io_wall_us,
+                              .random = io_random,
+                              .send = io_send,
+                              .submit = io_submit,
+                              .note = io_note};
+    enum sk_err rc = open_all(self, config, d);
+    if (rc != SK_ERR_OK) {
+        sk_reactor_destroy(&self);
+        return rc;
+    }
+    *out = self;
+    return SK_ERR_OK;
+}
+
+void sk_reactor_destroy(struct sk_reactor **self_ref)
+{
+    struct sk_reactor *self = *self_ref;
+    if (self == NULL)
+        return;
+    sk_jobs_destroy(&self->jobs);
+    zloop_destroy(&self->loop);
+    sk_returns_deinit(&self->returns);
+    for (unsigned i = 0; i < self->socket_count; i++)
+        sk_socket_close(self->sockets[i]);
+    if (self->timer_fd >= 0)
+        close(self->timer_fd);
+    if (self->signal_fd >= 0)
+        close(self->signal_fd);
+    free(self);
+    *self_ref = NULL;
+}
+
+const struct sk_io *sk_reactor_io(struct sk_reactor *self)
+{
+    return &self->io;
+}
+
+void sk_reactor_set_core(struct sk_reactor *self, const struct sk_reactor_core *core)
+{
+    self->core = *core;
+}
+
+int sk_reactor_run(struct sk_reactor *self)
+{
+    (void)sk_reactor_turn(self); /* arms the core's first timer */
+    while (!self->is_stopped) {
+        /* Returns early only on an error of poll itself: a loop that ends would end the process. */
+        if (zloop_start(self->loop) == 0 && !self->is_stopped) {
+            sk_log(SK_LEVEL_ERROR, "loop_interrupted", "reason=\"%s\"", strerror(errno));
+            usleep(PAUSE_US);
+        }
+    }
+    return self->status;
+}
+
+void sk_reactor_stop(struct sk_reactor *self, int status)
+{
+    if (!self->is_stopped)
+        self->status = status;
+    self->is_stopped = true;
+}
+
+void sk_reactor_on_up(struct sk_reactor *self, sk_peer peer, void (*fn)(void *arg), void *arg)
+{
+    for (unsigned i = 0; i < self->socket_count; i++)
+        if (self->sockets[i]->kind == SK_SOCKET_LINK && self->sockets[i]->peer == peer) {
+            self->sockets[i]->on_up = fn;
+            self->sockets[i]->on_up_arg = arg;
+        }
+}
+
+const struct sk_reactor_counters *sk_reactor_counters(const struct sk_reactor *self)
+{
+    return &self->counters;
+}
