@@ -6,6 +6,13 @@
 /* The largest request is a collection with every field it may have. */
 enum { CONFLICTS_MAX = 8, RETRY_US = 500000, FRAME_BYTES_MAX = 256 * 1024 };
 
+const struct sk_note_kind sk_keeper_notes[SK_KEEPER_NOTE_COUNT] = {SK_KEEPER_NOTES(SK_NOTE_KIND)};
+
+static void note(const struct sk_keeper *self, enum sk_keeper_note kind, uint64_t a, uint64_t b)
+{
+    self->io->note(self->io->impl, kind, a, b);
+}
+
 static uint64_t now_us(const struct sk_keeper *self)
 {
     return self->io->mono_us(self->io->impl);
@@ -124,8 +131,10 @@ static bool catch_up(struct sk_keeper *self, struct sk_diag *d)
 {
     enum sk_err err = self->state.watch(self->state.impl, sk_keeper_on_pair, self, d);
     self->is_stale = err != SK_ERR_OK;
-    if (self->is_stale)
+    if (self->is_stale) {
         remember_error(self, d);
+        note(self, SK_KEEPER_NOTE_state_unread, err, self->map.version);
+    }
     return !self->is_stale;
 }
 
@@ -177,10 +186,12 @@ void sk_keeper_on_job_done(struct sk_keeper *self, struct sk_job *job)
     bool is_known = catch_up(self, &d);
     if (self->commit.code != SK_ERR_OK) {
         remember_error(self, &self->commit.diag);
+        note(self, SK_KEEPER_NOTE_change_failed, self->commit.code, self->map.version);
         struct sk_diag reason = self->commit.diag;
         finish_first(self, self->commit.code, &reason);
     } else if (!self->commit.is_applied) {
         /* another keeper was faster: the command, still the first one, is planned anew */
+        note(self, SK_KEEPER_NOTE_change_conflict, self->map.version, self->conflicts + 1);
         if (++self->conflicts >= CONFLICTS_MAX) {
             enum sk_err code = sk_fail(&d, SK_ERR_BUSY, "other changes come all the time");
             finish_first(self, code, &d);
@@ -189,6 +200,7 @@ void sk_keeper_on_job_done(struct sk_keeper *self, struct sk_job *job)
     } else {
         self->conflicts = 0;
         self->counters.changes++;
+        note(self, SK_KEEPER_NOTE_map_changed, self->map.version, self->first->request.op);
         if (!is_known) /* durable, but what it led to cannot be told: the outcome is unknown */
             finish_first(self, SK_ERR_UNAVAILABLE, &d);
         else
@@ -339,6 +351,7 @@ void sk_keeper_on_message(struct sk_keeper *self, sk_peer from, struct sk_span b
     if (!is_known || sk_link_decode(&header, &body, bytes, &d) != SK_ERR_OK ||
         header.kind != SK_LINK_REQUEST) {
         self->counters.malformed++;
+        note(self, SK_KEEPER_NOTE_message_malformed, from, bytes.size);
         return;
     }
     on_request(self, from, &header, body);

@@ -29,11 +29,13 @@
 #define SK_KEEPER_H
 
 #include "common/base/io.h"
+#include "common/base/note.h"
 #include "proto/map.h"
 
 enum {
     SK_KEEPER_PEER_ROUTER = 1,
     SK_KEEPER_PEER_HINTS = 2,
+    SK_KEEPER_PEER_SUPERVISOR = 3, /* the shell's heartbeat; the core sends nothing there */
     SK_KEEPER_PEER_WORKER_0 = 16, /* + number, below SK_WORKERS_MAX */
 };
 enum {
@@ -42,6 +44,20 @@ enum {
     SK_KEEPER_REFUSED_MAX = 64,
     SK_KEEPER_HINT_US = 5000000,
 };
+
+#define SK_KEEPER_NOTES(SK_NOTE)                                                                   \
+    SK_NOTE(map_changed, INFO, "version", "op")                                                    \
+    SK_NOTE(change_failed, WARN, "code", "version")                                                \
+    SK_NOTE(change_conflict, WARN, "version", "in_a_row")                                          \
+    SK_NOTE(state_unread, ERROR, "code", "version")                                                \
+    SK_NOTE(message_malformed, WARN, "peer", "bytes")
+enum sk_keeper_note {
+#define SK_KEEPER_NOTE_ENUM(name, ...) SK_KEEPER_NOTE_##name,
+    SK_KEEPER_NOTES(SK_KEEPER_NOTE_ENUM)
+#undef SK_KEEPER_NOTE_ENUM
+    SK_KEEPER_NOTE_COUNT
+};
+extern const struct sk_note_kind sk_keeper_notes[SK_KEEPER_NOTE_COUNT];
 
 struct sk_keeper; /* opaque */
 
