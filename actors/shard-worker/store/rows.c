@@ -377,6 +377,22 @@ enum sk_err sk_store_delete(struct sk_store *self, const struct sk_id *id, struc
     return SK_ERR_OK;
 }
 
+/* A merged map has a head of five bytes; in its shortest form it has the hash of an equal upsert. */
+static struct sk_span shortest(struct sk_buffer *merged)
+{
+    uint8_t *bytes = merged->bytes;
+    uint64_t count = sk_get_be(bytes + 1, 4);
+    if (count < 16) {
+        bytes[4] = (uint8_t)(0x80 | count);
+        return sk_span_of(bytes + 4, merged->size - 4);
+    }
+    if (count <= UINT16_MAX) {
+        bytes[2] = 0xDE; /* its count is in place behind it */
+        return sk_span_of(bytes + 2, merged->size - 2);
+    }
+    return sk_buffer_span(merged);
+}
+
 enum sk_err sk_store_set_payload(struct sk_store *self, const struct sk_id *id,
                                  struct sk_span payload, bool is_replace, bool *was_there,
                                  struct sk_diag *d)
@@ -398,26 +414,29 @@ enum sk_err sk_store_set_payload(struct sk_store *self, const struct sk_id *id,
     sk_buffer_clear(&self->scratch);
     sk_payload_merge(&self->scratch, is_replace ? (struct sk_span){0} : view.payload, payload);
     err = sk_buffer_check(&self->scratch, d);
-    if (err == SK_ERR_OK && self->scratch.size > SK_PAYLOAD_BYTES_MAX)
+    if (err != SK_ERR_OK)
+        return err;
+    struct sk_span merged = shortest(&self->scratch);
+    if (merged.size > SK_PAYLOAD_BYTES_MAX)
         err = sk_fail_field(d, SK_ERR_TOO_LARGE, "payload",
-                            "the merged payload has %zu bytes, want at most %d", self->scratch.size,
+                            "the merged payload has %zu bytes, want at most %d", merged.size,
                             SK_PAYLOAD_BYTES_MAX);
     if (err == SK_ERR_OK)
         err = sk_index_row(self, row, view.payload, false, d);
     if (err == SK_ERR_OK)
-        err = sk_index_row(self, row, sk_buffer_span(&self->scratch), true, d);
+        err = sk_index_row(self, row, merged, true, d);
     if (err != SK_ERR_OK)
         return err;
     struct stored_record head = view.head;
     struct sk_id own = view.id;
     struct stored_version registers[SK_VECTOR_FIELDS_MAX + 1];
     memcpy(registers, view.registers, head.register_count * sizeof registers[0]);
-    next_version(self, &registers[0], hash_of(sk_buffer_span(&self->scratch)));
+    next_version(self, &registers[0], hash_of(merged));
     uint64_t before = head.lseq;
     head.lseq = ++self->counters.lseq;
     head.context_base = context_base(self);
     head.context_count = 0;
-    err = put_record(self, row, false, &head, registers, &own, sk_buffer_span(&self->scratch), d);
+    err = put_record(self, row, false, &head, registers, &own, merged, d);
     if (err != SK_ERR_OK)
         return err;
     rc = del_u64(self, T_LOG, before);
