@@ -103,6 +103,8 @@ static enum sk_err read_envelope_field(struct sk_reader *from, unsigned bit,
     enum sk_err err = sk_read(from, &value, d);
     if (err != SK_ERR_OK)
         return err;
+    if (value.kind == SK_VALUE_NIL && bit != ENVELOPE_V && bit != ENVELOPE_OP)
+        return SK_ERR_OK; /* as if it were not there */
     switch (bit) {
     case ENVELOPE_V:
         return read_version(&value, d);
@@ -165,8 +167,7 @@ enum sk_err sk_envelope_decode(struct sk_envelope *out, struct sk_span frame, st
         if (bit == 0)
             continue;
         if ((seen & bit) != 0)
-            err = sk_fail_field(into, SK_ERR_INVALID, "", "'%.*s' is given twice", (int)key.size,
-                                (const char *)key.bytes);
+            err = sk_codec_name_field(into, sk_fail(into, SK_ERR_INVALID, "is given twice"), key);
         else
             err = read_envelope_field(&value, bit, out, into);
         seen |= bit;

@@ -1,6 +1,8 @@
 /* The reference evaluator of filters: what a condition means. Indexes must agree with it. */
 #include "proto/filter.h"
 
+#include <math.h>
+
 /* Compares an integer with a float exactly: -1, 0, 1. */
 static int compare_i64_f64(int64_t a, double b)
 {
@@ -37,7 +39,11 @@ static bool compare(enum sk_payload_kind kind, struct sk_span packed,
     }
     if (operand->kind == SK_OPERAND_BOOL)
         return false;
+    if (kind == SK_PAYLOAD_FLOAT && sk_value_number(&value, &value.f64))
+        value.kind = SK_VALUE_FLOAT; /* an integer there is read as a float, as its index does */
     if (value.kind == SK_VALUE_FLOAT) {
+        if (isnan(value.f64))
+            return false;
         if (operand->kind == SK_OPERAND_I64)
             *order = -compare_i64_f64(operand->i64, value.f64);
         else
@@ -78,6 +84,8 @@ bool sk_filter_element_matches(const struct sk_filter *condition, enum sk_payloa
 {
     struct sk_typed typed;
     int order;
+    if (kind != 0 && !sk_typed_from(kind, packed, &typed))
+        return false; /* a record older than the field's declaration */
     switch (condition->kind) {
     case SK_FILTER_ANY:
         for (uint32_t i = 0; i < condition->u.any.count; i++)
