@@ -132,9 +132,11 @@ static enum sk_err set_number(struct sk_config *self, const struct setting *sett
 static bool is_choice(const char *choices, const char *value)
 {
     size_t size = strlen(value);
-    for (const char *at = choices; size > 0 && at != NULL; at = strchr(at, '|')) {
-        at += *at == '|';
-        if (strncmp(at, value, size) == 0 && (at[size] == '|' || at[size] == '\0'))
+    if (size == 0 || strchr(value, '|') != NULL)
+        return false;
+    for (const char *at = choices; at != NULL; at = strchr(at + 1, '|')) {
+        const char *word = *at == '|' ? at + 1 : at;
+        if (strncmp(word, value, size) == 0 && (word[size] == '|' || word[size] == '\0'))
             return true;
     }
     return false;

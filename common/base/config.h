@@ -37,7 +37,8 @@ enum { SK_CORE_AUTO = -1, SK_CORE_OFF = -2 };
                "core that router and workers share; auto: one only where wakeup_latency cannot be had") \
     SK_SETTING(memory_bytes_max, u64, "0", 0, 1ULL << 46, "bytes",                                 \
                "indexes of one collection, where it has no budget of its own; 0: half of the memory") \
-    SK_SETTING(kernels, choice, "auto", 0, 0, "auto|scalar|avx2|neon", "set of vector kernels")    \
+    SK_SETTING(kernels, choice, "auto", 0, 0, "auto|scalar|avx2|avx512|neon",                       \
+               "set of vector kernels; auto takes the best that this machine has")                 \
     SK_SETTING(requests_in_flight_max, u32, 4096, 1, 16384, "requests",                            \
                "of all clients; past it the answer is busy")                                       \
     SK_SETTING(clients_max, u32, 4096, 1, 100000, "connections",                                   \

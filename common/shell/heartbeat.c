@@ -69,14 +69,14 @@ static void beat(void *arg)
     sk_socket_send(self->reactor, self->peer, parts, 2);
 }
 
-/* Copies what is new and tells at once. */
+/* Copies what is new, cut to its room, and tells at once. */
 static void change(struct sk_heartbeat *self, char *text, size_t size, const char *wanted)
 {
-    char cut[200];
-    snprintf(cut, sizeof cut, "%.*s", (int)size - 1, wanted);
-    if (strcmp(text, cut) == 0)
+    size_t length = strnlen(wanted, size - 1);
+    if (strlen(text) == length && memcmp(text, wanted, length) == 0)
         return;
-    snprintf(text, size, "%s", cut);
+    memcpy(text, wanted, length);
+    text[length] = '\0';
     beat(self);
 }
 

@@ -111,5 +111,7 @@ struct sk_reactor {
 
 /* What every handler of the loop ends with: the core's timer, and whether the loop goes on (0). */
 int sk_reactor_turn(struct sk_reactor *self);
+/* Before the first socket of a process. */
+void sk_reactor_context(void);
 
 #endif

@@ -10,6 +10,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { IS_SANITIZED = 1 }; /* sanitizers report a crash better than we do */
+#else
+enum { IS_SANITIZED = 0 };
+#endif
 enum { KEPT_BYTES = 240, EVENTS_WATCHED = 64, BURST_LINES = 10, BURST_MS = 10000 };
 
 /* One event's recent lines: what comes too often is held back and counted. */
@@ -71,9 +76,8 @@ void sk_log_start(const char *process, enum sk_level level)
     snprintf(state.process, sizeof state.process, "%s", process);
     state.level = level;
     pthread_mutex_unlock(&state.mutex);
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* they report crashes better */
-    catch_crashes();
-#endif
+    if (!IS_SANITIZED)
+        catch_crashes();
 }
 
 enum sk_level sk_log_level_parse(const char *name)

@@ -2,6 +2,7 @@
 #include "common/shell/log.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/random.h>
@@ -175,26 +176,31 @@ static int watch(struct sk_reactor *self, int fd, zloop_fn *handler, void *arg)
 
 /* ---- public ---- */
 
-static void block_signals(sigset_t *stopping)
+/* One ZeroMQ context a process, with one I/O thread. CZMQ would take SIGTERM and SIGINT for itself. */
+static void context_start(void)
 {
-    sigemptyset(stopping);
-    sigaddset(stopping, SIGTERM);
-    sigaddset(stopping, SIGINT);
-    pthread_sigmask(SIG_BLOCK, stopping, NULL);
-    signal(SIGPIPE, SIG_IGN);
-    /* CZMQ would take the signals for itself with the first socket, and keep 1,024 of those. */
     setenv("ZSYS_SIGHANDLER", "false", 1);
+    setenv("ZSYS_IO_THREADS", "1", 1);
+    setenv("ZSYS_LINGER", "0", 1);
     (void)zsys_init();
-    zsys_set_io_threads(1);
-    zsys_set_linger(0);
-    zsys_set_logsender(NULL);
+}
+
+void sk_reactor_context(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, context_start);
 }
 
 static enum sk_err open_all(struct sk_reactor *self, const struct sk_reactor_config *config,
                             struct sk_diag *d)
 {
     sigset_t stopping;
-    block_signals(&stopping);
+    sigemptyset(&stopping);
+    sigaddset(&stopping, SIGTERM);
+    sigaddset(&stopping, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &stopping, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    sk_reactor_context();
     self->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
     self->signal_fd = signalfd(-1, &stopping, SFD_NONBLOCK | SFD_CLOEXEC);
     self->loop = zloop_new();

@@ -135,8 +135,9 @@ static int on_monitor(zloop_t *loop, zsock_t *monitor, void *arg)
 
 static bool monitor_start(struct sk_socket *self)
 {
+    static unsigned number; /* a name is free again only some time after its socket is closed */
     char endpoint[64];
-    snprintf(endpoint, sizeof endpoint, "inproc://sk-monitor-%p", (void *)self);
+    snprintf(endpoint, sizeof endpoint, "inproc://sk-monitor-%u", number++);
     if (zmq_socket_monitor(self->raw, endpoint, ZMQ_EVENT_HANDSHAKE_SUCCEEDED) != 0)
         return false;
     self->monitor = zsock_new(ZMQ_PAIR);

@@ -1,8 +1,8 @@
 #include "common/shell/zap.h"
 
+#include "common/shell/internal.h"
 #include "common/shell/log.h"
 
-#include <czmq.h>
 #include <pthread.h>
 #include <stdlib.h>
 
@@ -140,6 +140,7 @@ enum sk_err sk_zap_new(struct sk_zap **out, struct sk_diag *d)
     if (self == NULL)
         return sk_fail(d, SK_ERR_NOMEM, "no memory for the list of keys");
     pthread_mutex_init(&self->mutex, NULL);
+    sk_reactor_context();
     self->handler = zsock_new(ZMQ_REP);
     if (self->handler == NULL || zsock_bind(self->handler, "inproc://zeromq.zap.01") != 0) {
         zsock_destroy(&self->handler);
