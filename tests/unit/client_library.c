@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -33,7 +34,7 @@ struct fake {
     pthread_t zap_thread;
     void *zap;
     bool is_curve;
-    bool is_key_known;
+    atomic_bool is_key_known;
     char server_public[41], server_secret[41];
     struct held held[HELD_MAX];
     size_t held_count;
@@ -433,6 +434,22 @@ static void assert_sent(struct fake *fake, const char *fields)
     pthread_mutex_unlock(&fake->lock);
 }
 
+static void assert_deadline(struct fake *fake, const char *words)
+{
+    pthread_mutex_lock(&fake->lock);
+    bool is_there = strstr(fake->last_request, words) != NULL;
+    pthread_mutex_unlock(&fake->lock);
+    assert_true(is_there);
+}
+
+static unsigned requests_seen(struct fake *fake)
+{
+    pthread_mutex_lock(&fake->lock);
+    unsigned count = fake->request_count;
+    pthread_mutex_unlock(&fake->lock);
+    return count;
+}
+
 /* ---- Tests ---- */
 
 static void connect_pings_and_tells_the_node_and_its_version(void **state)
@@ -501,6 +518,16 @@ static void every_operation_sends_the_fields_of_the_protocol(void **state)
         fake, ",\"collection\":\"docs\",\"vectors\":{\"text\":{\"dim\":384,\"metric\":\"cosine\","
               "\"index\":{\"type\":\"hnsw\",\"m\":16}},\"image\":{\"dim\":512,\"metric\":\"l2\"}},"
               "\"payload\":{\"pos\":\"keyword\"},\"shards\":2}");
+    const char *const keys[2] = {"words", "gloss"};
+    struct skerry_search search = {.collection = "docs",
+                                   .like = &(struct skerry_id){.number = 4},
+                                   .payload_keys = keys,
+                                   .payload_key_count = 2};
+    struct skerry_hits *hits = NULL;
+    assert_int_equal(skerry_search(db, &search, &hits, &error), SKERRY_OK);
+    skerry_hits_free(&hits);
+    assert_sent(fake,
+                ",\"collection\":\"docs\",\"like\":4,\"with_payload\":[\"words\",\"gloss\"]}");
     skerry_close(&db);
 }
 
@@ -511,9 +538,9 @@ static void the_deadline_travels_with_the_request(void **state)
     struct skerry_error error = {0};
     uint64_t count = 0;
     assert_int_equal(skerry_count(db, "docs", NULL, 1234, &count, &error), SKERRY_OK);
-    assert_non_null(strstr(fake->last_request, "\"deadline_ms\":1234,"));
+    assert_deadline(fake, "\"deadline_ms\":1234,");
     assert_int_equal(skerry_count(db, "docs", NULL, 0, &count, &error), SKERRY_OK);
-    assert_non_null(strstr(fake->last_request, "\"deadline_ms\":5000,"));
+    assert_deadline(fake, "\"deadline_ms\":5000,");
     skerry_close(&db);
 }
 
@@ -686,11 +713,8 @@ static void requests_in_flight_do_not_wait_for_each_other(void **state)
         callers[i].db = db;
         assert_int_equal(pthread_create(&callers[i].thread, NULL, call_held, &callers[i]), 0);
     }
-    for (unsigned requests = 0; requests < 7; usleep(1000)) {
-        pthread_mutex_lock(&fake->lock);
-        requests = fake->request_count;
-        pthread_mutex_unlock(&fake->lock);
-    }
+    for (unsigned requests = 0; requests < 7; usleep(1000))
+        requests = requests_seen(fake);
     assert_int_equal(skerry_count(db, "docs", NULL, 0, &count, &error), SKERRY_OK);
     assert_int_equal(skerry_count(db, "release", NULL, 0, &count, &error), SKERRY_OK);
     for (unsigned i = 0; i < 6; i++) {
@@ -755,11 +779,8 @@ static void a_node_that_ends_ends_what_is_on_its_way_and_comes_back(void **state
     struct skerry_error error = {0};
     uint64_t count = 0, started_ms = now_ms();
     assert_int_equal(pthread_create(&caller.thread, NULL, call_held, &caller), 0);
-    for (unsigned requests = 0; requests < 2; usleep(1000)) {
-        pthread_mutex_lock(&fake->lock);
-        requests = fake->request_count;
-        pthread_mutex_unlock(&fake->lock);
-    }
+    for (unsigned requests = 0; requests < 2; usleep(1000))
+        requests = requests_seen(fake);
     fake_stop(fake);
     pthread_join(caller.thread, NULL);
     assert_int_equal(caller.failures, 1);
@@ -773,10 +794,8 @@ static void a_node_that_ends_ends_what_is_on_its_way_and_comes_back(void **state
     fake->held_count = 0;
     fake_start(fake);
     assert_int_equal(skerry_count(caller.db, "docs", NULL, 5000, &count, &error), SKERRY_OK);
-    pthread_mutex_lock(&fake->lock);
-    assert_int_equal(fake->request_count,
+    assert_int_equal(requests_seen(fake),
                      1); /* neither the lost nor the failed one was sent again */
-    pthread_mutex_unlock(&fake->lock);
     skerry_close(&caller.db);
 }
 
@@ -833,8 +852,7 @@ static void bad_arguments_are_refused_with_the_field(void **state)
     assert_int_equal(skerry_call(db, "x", (struct skerry_bytes){"\x81\xa1", 2}, 0, &reply, &error),
                      SKERRY_INVALID);
     assert_null(reply);
-    assert_int_equal(((struct fake *)*state)->request_count,
-                     1); /* the ping: nothing else was sent */
+    assert_int_equal(requests_seen(*state), 1); /* the ping: nothing else was sent */
     skerry_close(&db);
 }
 
