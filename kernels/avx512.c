@@ -7,12 +7,12 @@
 
 static __mmask16 first16(size_t count)
 {
-    return count >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1U << count) - 1);
+    return (__mmask16)(count >= 16 ? 0xFFFFU : (1U << count) - 1);
 }
 
 static __mmask8 first8(size_t count)
 {
-    return count >= 8 ? (__mmask8)0xFF : (__mmask8)((1U << count) - 1);
+    return (__mmask8)(count >= 8 ? 0xFFU : (1U << count) - 1);
 }
 
 static __mmask32 first32(size_t count)

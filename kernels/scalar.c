@@ -151,7 +151,10 @@ static void quantise_u4(const float *x, size_t n, float scale, uint8_t *codes)
         size_t in_block = i % 64;
         uint8_t *pair = &codes[i / 64 * 32 + in_block % 32];
         uint8_t code = (uint8_t)lrintf(clamp(x[i] * scale + 7.5F, 0, 15));
-        *pair = in_block < 32 ? code : (uint8_t)(*pair | code << 4);
+        if (in_block < 32)
+            *pair = code;
+        else
+            *pair = (uint8_t)(*pair | code << 4);
     }
 }
 
