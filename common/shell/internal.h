@@ -19,28 +19,41 @@ bool sk_jobs_submit(struct sk_jobs *self, struct sk_job *job);
 /* The jobs that are done, oldest first, linked by next. */
 struct sk_job *sk_jobs_take_done(struct sk_jobs *self);
 
-/* ---- returns.c: return addresses of clients ---- */
+/* ---- returns.c: return addresses of clients, and how many each connection has open ---- */
 
 struct sk_return {
     zmq_msg_t routing_id;
     struct sk_socket *socket;
+    uint32_t client; /* index of its connection */
     uint32_t generation;
     uint32_t next_free; /* index + 1 */
     bool is_used;
     bool has_delimiter; /* the reply has the shape of its request */
 };
 
-struct sk_returns {
-    struct sk_return *entries;
-    uint32_t capacity, fresh; /* entries from `fresh` on were never used */
-    uint32_t free_first;      /* index + 1 */
+/* A connection with open requests, known by a keyed hash of its socket and routing id. */
+struct sk_return_client {
+    uint64_t hash;
+    uint32_t open_count;
+    uint32_t next; /* index + 1: in its bucket, or of the free ones */
 };
 
-SK_CHECKED enum sk_err sk_returns_init(struct sk_returns *self, uint32_t capacity, struct sk_diag *d);
+struct sk_returns {
+    struct sk_return *entries;
+    struct sk_return_client *clients;
+    uint32_t *buckets; /* index + 1 of a client */
+    uint32_t capacity, fresh, fresh_clients; /* from `fresh` on they were never used */
+    uint32_t free_first, free_client;        /* index + 1 */
+    uint64_t hash_key;
+};
+
+SK_CHECKED enum sk_err sk_returns_init(struct sk_returns *self, uint32_t capacity, uint64_t hash_key,
+                                       struct sk_diag *d);
 void sk_returns_deinit(struct sk_returns *self);
-/* Takes the routing id (the message is empty afterwards); 0 when all are in use. */
+/* Takes the routing id (the message is empty afterwards); 0 when all are in use. *open_count: how
+ * many this connection has now. */
 sk_peer sk_returns_give(struct sk_returns *self, struct sk_socket *socket, zmq_msg_t *routing_id,
-                        bool has_delimiter);
+                        bool has_delimiter, uint32_t *open_count);
 /* The entry of a return address, once; NULL when it was used or is nobody's. It must be given back
  * with sk_returns_free after use. */
 struct sk_return *sk_returns_take(struct sk_returns *self, sk_peer peer);
@@ -49,7 +62,7 @@ void sk_returns_free(struct sk_returns *self, struct sk_return *entry);
 /* ---- sockets.c ---- */
 
 enum sk_socket_kind { SK_SOCKET_LINK, SK_SOCKET_SUBSCRIBER, SK_SOCKET_PUBLISHER, SK_SOCKET_DOOR };
-enum { SK_SOCKETS_MAX = 32 };
+enum { SK_SOCKETS_MAX = 32, SK_GONE_MAX = 16 };
 
 struct sk_socket {
     struct sk_reactor *reactor;
@@ -97,6 +110,8 @@ struct sk_reactor {
     struct sk_socket *sockets[SK_SOCKETS_MAX];
     unsigned socket_count;
     struct sk_watch watches[SK_WATCHES_MAX];
+    sk_peer gone[SK_GONE_MAX]; /* links whose send has failed in this turn */
+    unsigned gone_count;
     struct sk_job *quick_first, *quick_last; /* submitted by a job that runs in place */
     bool is_in_place;
     int timer_fd, signal_fd;

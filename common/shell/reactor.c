@@ -114,6 +114,12 @@ int sk_reactor_turn(struct sk_reactor *self)
 {
     if (self->is_stopped)
         return -1;
+    for (unsigned count = self->gone_count, i = 0; i < count; i++) { /* more of them: the next turn */
+        sk_peer peer = self->gone[0];
+        memmove(self->gone, self->gone + 1, --self->gone_count * sizeof self->gone[0]);
+        if (self->core.on_disconnected != NULL)
+            self->core.on_disconnected(self->core.core, peer);
+    }
     if (self->core.on_time != NULL) {
         /* An armed timer that is too early is left alone: it costs one turn, re-arming it a system
          * call for each request. */
@@ -207,7 +213,7 @@ static enum sk_err open_all(struct sk_reactor *self, const struct sk_reactor_con
     if (self->timer_fd < 0 || self->signal_fd < 0 || self->loop == NULL)
         return sk_fail(d, SK_ERR_UNAVAILABLE, "cannot make the loop: %s", strerror(errno));
     zloop_set_nonstop(self->loop, true); /* signals are ours */
-    enum sk_err rc = sk_returns_init(&self->returns, config->clients_open_max, d);
+    enum sk_err rc = sk_returns_init(&self->returns, config->clients_open_max, io_random(self), d);
     if (rc == SK_ERR_OK)
         rc = sk_jobs_new(&self->jobs, config->search_threads == 0 ? 1 : config->search_threads, d);
     if (rc != SK_ERR_OK)

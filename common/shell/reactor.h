@@ -45,6 +45,9 @@ struct sk_reactor_core {
                       struct sk_span frame);
     /* A link made by sk_reactor_connect or _subscribe is up, again or for the first time. */
     void (*on_connected)(void *core, sk_peer peer);
+    /* A send to a link of a door found nobody there: that process has ended. Called after the handler
+     * that sent. Links made by sk_reactor_connect just drop. */
+    void (*on_disconnected)(void *core, sk_peer peer);
     /* Called after every turn of the loop (each batch of messages or completions) and when the time
      * it returned has come. mono_us; UINT64_MAX: never. */
     uint64_t (*on_time)(void *core);
@@ -100,6 +103,7 @@ struct sk_reactor_door {
     struct sk_zap *zap;        /* with keys: borrowed until destroy */
     size_t message_bytes_max;  /* a larger one closes that connection; 0 = SK_FRAME_BYTES_MAX */
     int receive_queue_max;     /* messages a peer; 0 = 64 for doors that take clients, else 1,000 */
+    unsigned client_open_max;  /* unanswered requests a client; past it `busy` at once; 0 = 512 */
 };
 /* bound (NULL is fine): the endpoint with its real port. */
 SK_CHECKED enum sk_err sk_reactor_bind(struct sk_reactor *self, const struct sk_reactor_door *door,

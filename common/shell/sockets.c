@@ -14,6 +14,7 @@ enum {
     LINK_QUEUE = 1000,        /* messages a direction of a link */
     CLIENT_SEND_QUEUE = 1000, /* replies that wait for a client that does not read */
     CLIENT_RECEIVE_QUEUE = 64,
+    CLIENT_OPEN_MAX = 512,
     LINK_BYTES_MAX = SK_FRAME_BYTES_MAX + (2 << 20), /* a client's frame with its header */
     CLIENT_BYTES_MAX = SK_FRAME_BYTES_MAX + (1 << 20), /* a little over gets words, more is cut off */
     HANDSHAKE_MS = 10000,
@@ -260,12 +261,26 @@ enum sk_err sk_reactor_bind(struct sk_reactor *reactor, const struct sk_reactor_
 
 /* ---- sending ---- */
 
-static void count_drop(struct sk_reactor *reactor)
+/* true: nobody is there. */
+static bool count_drop(struct sk_reactor *reactor)
 {
-    if (errno == EHOSTUNREACH)
+    bool is_gone = errno == EHOSTUNREACH;
+    if (is_gone)
         reactor->counters.dropped_gone++;
     else
         reactor->counters.dropped_slow++;
+    return is_gone;
+}
+
+/* The core hears of it when its handler has returned. Once a turn is enough; where there are too many
+ * for the list, the next send tells again. */
+static void link_gone(struct sk_reactor *reactor, sk_peer peer)
+{
+    for (unsigned i = 0; i < reactor->gone_count; i++)
+        if (reactor->gone[i] == peer)
+            return;
+    if (reactor->gone_count < SK_GONE_MAX)
+        reactor->gone[reactor->gone_count++] = peer;
 }
 
 /* The parts as the last part of a message. */
@@ -287,7 +302,7 @@ static void send_body(struct sk_reactor *reactor, void *raw, const struct sk_spa
         at += parts[i].size;
     }
     if (zmq_msg_send(&body, raw, ZMQ_DONTWAIT) < 0) {
-        count_drop(reactor);
+        (void)count_drop(reactor);
         zmq_msg_close(&body);
         return;
     }
@@ -304,9 +319,9 @@ static void send_to_client(struct sk_reactor *reactor, sk_peer to, const struct 
     }
     void *raw = entry->socket->raw;
     if (zmq_msg_send(&entry->routing_id, raw, ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0)
-        count_drop(reactor);
+        (void)count_drop(reactor);
     else if (entry->has_delimiter && zmq_send(raw, "", 0, ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0)
-        count_drop(reactor);
+        (void)count_drop(reactor);
     else
         send_body(reactor, raw, parts, part_count);
     sk_returns_free(&reactor->returns, entry);
@@ -343,10 +358,10 @@ void sk_socket_send(struct sk_reactor *reactor, sk_peer to, const struct sk_span
         if (self->kind == SK_SOCKET_DOOR) {
             if (!door_has_peer(&self->door, to, id))
                 continue;
-            if (zmq_send(self->raw, id, strlen(id), ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0)
-                count_drop(reactor);
-            else
+            if (zmq_send(self->raw, id, strlen(id), ZMQ_SNDMORE | ZMQ_DONTWAIT) >= 0)
                 send_body(reactor, self->raw, parts, part_count);
+            else if (count_drop(reactor))
+                link_gone(reactor, to);
             return;
         }
         if (self->peer == to && self->kind != SK_SOCKET_SUBSCRIBER) {
@@ -464,7 +479,8 @@ static void on_client_message(struct sk_socket *self, struct incoming *in)
         key = user == NULL ? "" : user;
         role = user == NULL ? SK_ROLE_NONE : sk_zap_role(self->door.zap, user);
     }
-    sk_peer from = sk_returns_give(&reactor->returns, self, &in->routing_id, has_delimiter);
+    uint32_t open_count = 0;
+    sk_peer from = sk_returns_give(&reactor->returns, self, &in->routing_id, has_delimiter, &open_count);
     if (from == 0) { /* the core's own limit is lower, so this is rare: the client sees a deadline */
         reactor->counters.refused++;
         return;
@@ -474,6 +490,14 @@ static void on_client_message(struct sk_socket *self, struct incoming *in)
         enum sk_err rc = sk_fail(&d, SK_ERR_INVALID, "a request is one frame, this one had %u",
                                  in->part_count);
         refuse(reactor, from, (struct sk_span){0}, rc, &d);
+        return;
+    }
+    uint32_t open_max = self->door.client_open_max == 0 ? CLIENT_OPEN_MAX : self->door.client_open_max;
+    if (open_count > open_max) { /* one that floods does not fill the queues of all */
+        struct sk_diag d = {0};
+        enum sk_err rc = sk_fail(&d, SK_ERR_BUSY, "%u requests of this connection are unanswered",
+                                 open_max);
+        refuse(reactor, from, frame, rc, &d);
         return;
     }
     if (reactor->core.on_client != NULL)

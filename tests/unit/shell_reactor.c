@@ -35,12 +35,13 @@ struct server {
     pthread_barrier_t is_up;
     size_t message_bytes_max;
     /* what the core saw; read by the test after a reply or at the end */
-    atomic_uint connected, on_times, stops, jobs_done;
+    atomic_uint connected, disconnected, on_times, stops, jobs_done;
     struct sk_reactor_counters counters;
     struct job jobs[8];
     unsigned order[8];
     uint64_t timer_at_us;
     sk_peer last;
+    unsigned kept;
     int status;
 };
 
@@ -113,6 +114,8 @@ static void on_client(void *core, sk_peer from, enum sk_role role, const char *k
                                                     : SK_LANE_WRITE;
         start_jobs(self, lane, lane == SK_LANE_QUICK ? 1 : 8);
         send_text(self, from, "submitted");
+    } else if (sk_span_is(frame, "keep")) {
+        self->kept++; /* no answer */
     } else if (sk_span_is(frame, "stop")) {
         sk_reactor_stop(self->reactor, 7);
     } else {
@@ -134,6 +137,12 @@ static void on_connected(void *core, sk_peer peer)
     struct server *self = core;
     (void)peer;
     atomic_fetch_add(&self->connected, 1);
+}
+
+static void on_disconnected(void *core, sk_peer peer)
+{
+    struct server *self = core;
+    atomic_store(&self->disconnected, peer);
 }
 
 static uint64_t on_time(void *core)
@@ -163,6 +172,7 @@ static void open_doors(struct server *self)
     struct sk_reactor_door local = {.endpoint = self->ipc,
                                     .takes_clients = true,
                                     .role = SK_ROLE_ADMIN,
+                                    .client_open_max = 20,
                                     .message_bytes_max = self->message_bytes_max};
     struct sk_reactor_door workers = {
         .endpoint = self->worker_ipc, .links = {{"worker", 4, PEER_WORKER_0}}, .link_count = 1};
@@ -189,6 +199,7 @@ static void *run_server(void *arg)
                                                                  .on_message = on_message,
                                                                  .on_client = on_client,
                                                                  .on_connected = on_connected,
+                                                                 .on_disconnected = on_disconnected,
                                                                  .on_time = on_time,
                                                                  .on_job_done = on_job_done,
                                                                  .on_stop = on_stop});
@@ -549,6 +560,44 @@ static void a_client_that_does_not_read_loses_its_answers_and_stops_nobody(void 
     zmq_close(sock);
 }
 
+static void a_client_that_floods_is_told_busy_and_the_others_are_not(void **state)
+{
+    struct server *self = *state;
+    struct sk_diag d = {0};
+    char frame[256];
+    struct sk_reply reply;
+    void *greedy = client(ZMQ_DEALER, self->ipc, NULL), *sock = client(ZMQ_DEALER, self->ipc, NULL);
+    for (int i = 0; i < 21; i++)
+        say(greedy, "keep");
+    int size = zmq_recv(greedy, frame, sizeof frame, 0);
+    assert_true(size > 0);
+    assert_int_equal(sk_reply_decode(&reply, sk_span_of(frame, (size_t)size), &d), SK_ERR_OK);
+    assert_int_equal(reply.code, SK_ERR_BUSY);
+    assert_true(reply.is_retriable);
+    for (int i = 0; i < 100; i++) /* answered ones do not count */
+        assert_string_equal(ask(sock, "a"), "echo a");
+    assert_int_equal(self->kept, 20);
+    zmq_close(greedy);
+    zmq_close(sock);
+}
+
+static void a_send_to_a_link_that_is_gone_is_told_to_the_core(void **state)
+{
+    struct server *self = *state;
+    void *one = client(ZMQ_DEALER, self->worker_ipc, "worker-1"), *sock = client(ZMQ_DEALER, self->ipc, NULL);
+    assert_string_equal(ask(one, "hello"), "peer 11: hello");
+    assert_string_equal(ask(sock, "worker"), "sent");
+    assert_string_equal(hear(one), "to worker");
+    assert_int_equal(atomic_load(&self->disconnected), 0);
+    zmq_close(one);
+    for (int i = 0; i < WAIT_MS && atomic_load(&self->disconnected) == 0; i++) {
+        assert_string_equal(ask(sock, "worker"), "sent");
+        usleep(1000);
+    }
+    assert_int_equal(atomic_load(&self->disconnected), PEER_WORKER_0 + 1);
+    zmq_close(sock);
+}
+
 static void an_oversized_frame_ends_that_connection_only(void **state)
 {
     struct server *self = *state;
@@ -653,6 +702,8 @@ int main(void)
         cmocka_unit_test(write_jobs_run_one_at_a_time_in_order),
         cmocka_unit_test(the_timer_fires_once_at_its_time_and_an_idle_loop_sleeps),
         cmocka_unit_test(a_client_that_does_not_read_loses_its_answers_and_stops_nobody),
+        cmocka_unit_test(a_client_that_floods_is_told_busy_and_the_others_are_not),
+        cmocka_unit_test(a_send_to_a_link_that_is_gone_is_told_to_the_core),
         cmocka_unit_test(an_oversized_frame_ends_that_connection_only),
         cmocka_unit_test(a_stop_signal_comes_to_the_core_and_the_loop_goes_on),
         cmocka_unit_test(two_at_one_port_are_refused_with_words),
