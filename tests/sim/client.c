@@ -16,6 +16,15 @@ static const char *const kind_names[CLIENT_KIND_COUNT] = {"create_collection",
                                                           "look",
                                                           "scratch"};
 
+const char *sim_client_asks(const struct sim_client *self)
+{
+    static const char *const scratch[] = {"scratch create", "scratch upsert", "scratch count",
+                                          "scratch drop"};
+    return self->kind == CLIENT_LOOK      ? client_look_name(self)
+           : self->kind == CLIENT_SCRATCH ? scratch[self->scratch.asked]
+                                          : kind_names[self->kind];
+}
+
 struct model *client_model(const struct sim_client *self)
 {
     return self->world->model;
@@ -138,7 +147,7 @@ static void on_error(struct sim_client *self, const struct wire_reply *reply)
     struct model *model = client_model(self);
     const struct client_world *world = self->world;
     bool is_spread = self->read.collection->shards > 1;
-    world->say(world->impl, "client %u: %s: error %u: %s", self->number, kind_names[self->kind],
+    world->say(world->impl, "client %u: %s: error %u: %s", self->number, sim_client_asks(self),
                reply->code, reply->message);
     self->failed_kinds[reply->code % 16]++;
     if (self->kind == CLIENT_SCRATCH) {
@@ -146,7 +155,8 @@ static void on_error(struct sim_client *self, const struct wire_reply *reply)
         return;
     }
     bool is_alter = self->kind == CLIENT_LOOK && self->look == 4;
-    if (is_alter && (reply->code == ERR_EXISTS || reply->code == ERR_INVALID))
+    bool is_there = self->read.r0 > self->read.collection->created_tick;
+    if (is_alter && (reply->code == ERR_EXISTS || (reply->code == ERR_NOT_FOUND && is_there)))
         return; /* it has that field, or has it not, already */
     switch (reply->code) {
     case ERR_DEADLINE:
@@ -158,8 +168,7 @@ static void on_error(struct sim_client *self, const struct wire_reply *reply)
         break;
     case ERR_DISK_FULL:
         if (!world->may_be_full(world->impl))
-            model_violate(model, "%s: disk_full on a disk that is not full",
-                          kind_names[self->kind]);
+            model_violate(model, "%s: disk_full on a disk that is not full", sim_client_asks(self));
         settle(self, is_spread ? MODEL_UNKNOWN : MODEL_REFUSED);
         break;
     case ERR_EXISTS:
@@ -167,20 +176,20 @@ static void on_error(struct sim_client *self, const struct wire_reply *reply)
             on_created(self);
             break;
         }
-        model_violate(model, "%s: exists: %s", kind_names[self->kind], reply->message);
+        model_violate(model, "%s: exists: %s", sim_client_asks(self), reply->message);
         break;
     case ERR_NOT_FOUND:
         /* Only before the collection is known to be there. */
         if (self->read.r0 > self->read.collection->created_tick)
-            model_violate(model, "%s: not_found: %s", kind_names[self->kind], reply->message);
+            model_violate(model, "%s: not_found: %s", sim_client_asks(self), reply->message);
         settle(self, MODEL_REFUSED);
         break;
     default:
-        model_violate(model, "%s: error %u that no fault explains: %s", kind_names[self->kind],
+        model_violate(model, "%s: error %u that no fault explains: %s", sim_client_asks(self),
                       reply->code, reply->message);
     }
     if (self->is_healed)
-        model_violate(model, "%s: error %u after everything healed: %s", kind_names[self->kind],
+        model_violate(model, "%s: error %u after everything healed: %s", sim_client_asks(self),
                       reply->code, reply->message);
     if (self->kind == CLIENT_CREATE)
         self->next_us = 0;
@@ -239,7 +248,7 @@ void sim_client_on_reply(struct sim_client *self, const uint8_t *bytes, size_t s
             client_check_count(self, map);
             break;
         }
-        world->say(world->impl, "client %u: %s %s: ok", self->number, kind_names[self->kind],
+        world->say(world->impl, "client %u: %s %s: ok", self->number, sim_client_asks(self),
                    self->read.collection->name);
     }
     wire_reply_end(&reply);
@@ -252,11 +261,11 @@ void sim_client_on_time(struct sim_client *self)
     const struct client_world *world = self->world;
     uint64_t now_us = world->now_us(world->impl);
     if (self->request != 0 && now_us >= self->give_up_us) {
-        world->say(world->impl, "client %u: %s: no answer", self->number, kind_names[self->kind]);
+        world->say(world->impl, "client %u: %s: no answer", self->number, sim_client_asks(self));
         self->failed_kinds[0]++;
         if (self->is_healed)
             model_violate(world->model, "%s: no answer after everything healed",
-                          kind_names[self->kind]);
+                          sim_client_asks(self));
         if (self->kind == CLIENT_SCRATCH)
             client_scratch_on_unknown(self);
         settle(self, MODEL_UNKNOWN);

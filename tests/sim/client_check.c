@@ -107,10 +107,25 @@ void client_check_search(struct sim_client *self, const msgpack_object *map)
         model_violate(model, "%s: no hits, or more than the limit of %u", where, self->limit);
         return;
     }
-    const msgpack_object *exact = wire_member(map, "exact");
-    if (self->is_exact &&
-        (exact == NULL || exact->type != MSGPACK_OBJECT_BOOLEAN || !exact->via.boolean)) {
-        model_violate(model, "exact search: the answer does not say that it is exact");
+    const msgpack_object *exact = wire_member(map, "exact"), *shards = wire_member(map, "shards");
+    uint64_t asked = client_number_of(wire_member(shards, "asked"));
+    uint64_t answered = client_number_of(wire_member(shards, "answered"));
+    bool is_exact = exact != NULL && exact->type == MSGPACK_OBJECT_BOOLEAN && exact->via.boolean;
+    bool is_partial = answered < asked;
+    if (asked != self->read.collection->shards || answered == 0 || answered > asked) {
+        model_violate(model, "%s: %llu of %llu shards answered", where,
+                      (unsigned long long)answered, (unsigned long long)asked);
+        return;
+    }
+    if (self->is_exact && is_exact == is_partial) {
+        model_violate(model, "exact search: says %s, %llu of %llu shards answered",
+                      is_exact ? "exact" : "not exact", (unsigned long long)answered,
+                      (unsigned long long)asked);
+        return;
+    }
+    if (is_partial && (self->is_healed || wire_member(map, "warning") == NULL)) {
+        model_violate(model, "%s: a partial answer %s", where,
+                      self->is_healed ? "after everything healed" : "without a warning");
         return;
     }
     for (uint32_t i = 0; i < hits->via.array.size; i++) {
@@ -147,7 +162,8 @@ void client_check_search(struct sim_client *self, const msgpack_object *map)
         last_score = got;
         last_slot = (unsigned)slot;
     }
-    check_complete(self, hit, hits->via.array.size, last_score, last_slot);
+    if (!is_partial)
+        check_complete(self, hit, hits->via.array.size, last_score, last_slot);
 }
 
 /* true: the answer was a page and the next one has been asked for. */

@@ -1,6 +1,7 @@
 /* A simulated process: what its core sees of the world, its jobs, its death and its start. */
 #include "tests/sim/world.h"
 
+#include "proto/link.h"
 #include "tests/sim/disk.h"
 
 #include <stdlib.h>
@@ -39,6 +40,24 @@ uint64_t world_delay(struct world *self, bool can_be_late)
     return sim_between(&self->rng, 20, sim_chance(&self->rng, 50) ? 8000 : 400);
 }
 
+static void tell_message(struct world *self, unsigned from, unsigned to, struct sk_span bytes,
+                         const char *fate)
+{
+    static const char *const kinds[] = {"?",     "request", "reply",  "hello",
+                                        "stats", "hint",    "goodbye"};
+    struct sk_link_header h;
+    struct sk_span body;
+    struct sk_diag d = {0};
+    if (self->trace == NULL || sk_link_decode(&h, &body, bytes, &d) != SK_ERR_OK)
+        return;
+    world_say(self,
+              "    %s-%u -> %s-%u: %s %llu, shard %u, stamp %llx/%llu, map %llu, %s, %zu bytes%s",
+              self->processes[from].kind->name, from, self->processes[to].kind->name, to,
+              kinds[h.kind], (unsigned long long)h.request, h.shard,
+              (unsigned long long)h.incarnation, (unsigned long long)h.sequence,
+              (unsigned long long)h.map_version, sk_err_name(h.status), body.size, fate);
+}
+
 static void pass(struct world *self, unsigned from, unsigned to, const void *bytes, size_t size)
 {
     struct process *sender = &self->processes[from];
@@ -53,9 +72,12 @@ static void pass(struct world *self, unsigned from, unsigned to, const void *byt
                                         .from = sender->kind->peer_of(to)});
     if (self->faults_on && sim_chance(&self->rng, self->rates.lose)) {
         self->stats.lost++;
+        tell_message(self, from, to, sk_span_of(bytes, size), " (lost)");
         return;
     }
-    world_push_bytes(self, EVENT_MESSAGE, to, as, world_delay(self, true), bytes, size);
+    uint64_t delay_us = world_delay(self, true);
+    tell_message(self, from, to, sk_span_of(bytes, size), delay_us > 10000 ? " (late)" : "");
+    world_push_bytes(self, EVENT_MESSAGE, to, as, delay_us, bytes, size);
     if (self->faults_on && sim_chance(&self->rng, self->rates.copy)) {
         self->stats.copied++;
         world_push_bytes(self, EVENT_MESSAGE, to, as, world_delay(self, true), bytes, size);
