@@ -1,0 +1,707 @@
+/* links: sk_router sk_proto */
+#include "tests/unit/router_world.h"
+
+static const sk_peer WORKER_0 = SK_ROUTER_PEER_WORKER_0;
+static const float query[2] = {1, 2};
+
+static struct sk_request delete_request(uint64_t id)
+{
+    static uint8_t packed[] = {7};
+    struct sk_request request = request_on_docs(SK_OP_DELETE, id);
+    request.ids = (struct sk_list){sk_span_of(packed, 1), 1, true};
+    request.present |= UINT64_C(1) << SK_FIELD_ids;
+    return request;
+}
+
+/* ---- the door ---- */
+
+static void every_bad_frame_is_answered_with_its_id_where_it_could_be_read(void **state)
+{
+    (void)state;
+    static struct world w;
+    world_begin_node(&w, 2, SK_SCHEMA_L2, 1, 1);
+    static const struct {
+        const char *bytes;
+        size_t size;
+        enum sk_err code;
+        const char *words;
+    } bad[] = {
+        {"", 0, SK_ERR_INVALID, ""},
+        {"\xc1", 1, SK_ERR_INVALID, ""},
+        {"\xdf\xff\xff\xff\xff", 5, SK_ERR_INVALID, ""},
+        {"\x90", 1, SK_ERR_INVALID, "one msgpack map"},
+        {"\x82\xa1v\x02\xa2op\xa4ping", 12, SK_ERR_VERSION, "this node speaks 1"},
+        {"\x82\xa1v\x01\xa2op\xa4pong", 12, SK_ERR_INVALID, "'ping'"},
+    };
+    for (size_t i = 0; i < SK_COUNT_OF(bad); i++)
+        assert_error(&w,
+                     world_ask_frame(&w, SK_ROLE_ADMIN, sk_span_of(bad[i].bytes, bad[i].size)),
+                     bad[i].code, bad[i].words);
+    static const char with_id[] = "\x83\xa2op\xa6serach\xa2id\x2a\xa1v\x01";
+    sk_peer client = world_ask_frame(&w, SK_ROLE_ADMIN, sk_span_of(with_id, sizeof with_id - 1));
+    assert_error(&w, client, SK_ERR_INVALID, "the closest name is 'search'");
+    assert_int_equal(world_decoded(&w, client).id.number, 42);
+    struct sk_router_status status;
+    sk_router_get_status(w.router, &status);
+    assert_int_equal(status.requests_in_flight, 0);
+    assert_int_equal(status.bytes_in_flight, 0);
+    world_end(&w);
+}
+
+static void roles_are_kept_and_a_key_that_is_not_known_is_told_so(void **state)
+{
+    (void)state;
+    static struct world w;
+    world_begin_node(&w, 2, SK_SCHEMA_L2, 1, 1);
+    static const struct {
+        enum sk_op op;
+        enum sk_role role;
+        bool is_let_in;
+    } cases[] = {
+        {SK_OP_DROP_COLLECTION, SK_ROLE_WRITE, false}, {SK_OP_DELETE, SK_ROLE_READ, false},
+        {SK_OP_COUNT, SK_ROLE_READ, true},             {SK_OP_DELETE, SK_ROLE_WRITE, true},
+        {SK_OP_LIST_KEYS, SK_ROLE_WRITE, false},       {SK_OP_LIST_KEYS, SK_ROLE_ADMIN, true},
+        {SK_OP_SHARD_STATS, SK_ROLE_ADMIN, false},     {SK_OP_NODE_STOP, SK_ROLE_ADMIN, false},
+    };
+    for (size_t i = 0; i < SK_COUNT_OF(cases); i++) {
+        struct sk_buffer frame = {0};
+        struct sk_request request =
+            cases[i].op == SK_OP_DELETE ? delete_request(i) : request_of(cases[i].op, i);
+        if (cases[i].op == SK_OP_DROP_COLLECTION || cases[i].op == SK_OP_COUNT)
+            request = request_on_docs(cases[i].op, i);
+        sk_request_encode(&frame, &request);
+        sk_peer client = world_ask_frame(&w, cases[i].role, sk_buffer_span(&frame));
+        if (!cases[i].is_let_in)
+            assert_error(&w, client, SK_ERR_FORBIDDEN, sk_op_name(cases[i].op));
+        else if (world_answer(&w, client) != NULL)
+            assert_true(world_decoded(&w, client).is_ok);
+        client = world_ask_frame(&w, SK_ROLE_NONE, sk_buffer_span(&frame));
+        assert_error(&w, client, SK_ERR_UNAUTHORIZED, "key");
+        assert_int_equal(world_decoded(&w, client).id.number, i);
+        sk_buffer_deinit(&frame);
+    }
+    world_end(&w);
+}
+
+static void a_collection_that_is_not_there_is_named_with_the_closest(void **state)
+{
+    (void)state;
+    static struct world w;
+    world_begin_node(&w, 2, SK_SCHEMA_L2, 1, 1);
+    struct sk_request request = request_on_docs(SK_OP_COUNT, 1);
+    request.collection = sk_span_text("doc");
+    assert_error(&w, world_ask(&w, &request), SK_ERR_NOT_FOUND, "the closest name is 'docs'");
+    request = request_of(SK_OP_COUNT, 2);
+    assert_error(&w, world_ask(&w, &request), SK_ERR_INVALID, "'collection'");
+    request = request_on_docs(SK_OP_PING, 3);
+    assert_error(&w, world_ask(&w, &request), SK_ERR_UNKNOWN_FIELD, "collection");
+    world_end(&w);
+}
+
+static void past_its_limits_it_is_busy_and_recovers(void **state)
+{
+    (void)state;
+    static struct world w;
+    world_begin_with(&w, &(struct sk_router_config){.requests_in_flight_max = 3,
+                                                    .bytes_in_flight_max = 4096});
+    w.map_version = 5;
+    world_add_collection(&w, "docs", 2, SK_SCHEMA_L2, 1, 1);
+    world_give_map(&w);
+    world_hello(&w, 0, 100);
+    struct sk_request request = search_request(1, query, 2);
+    sk_peer first = world_ask(&w, &request);
+    world_ask(&w, &request);
+    world_ask(&w, &request);
+    assert_error(&w, world_ask(&w, &request), SK_ERR_BUSY, "3 requests are in flight");
+    world_reply_ok(&w, world_take(&w, WORKER_0), "count", 1);
+    assert_number(&w, first, "count", 1);
+    sk_peer next = world_ask(&w, &request);
+    assert_null(world_answer(&w, next));
+    world_pass(&w, 6000000);
+    assert_error(&w, next, SK_ERR_DEADLINE, "no answer of shard-worker 0");
+    struct sk_buffer large = {0};
+    struct sk_request ids = delete_request(5);
+    for (unsigned i = 0; i < 3000; i++)
+        sk_put_u64(&large, 1000 + i);
+    ids.ids = (struct sk_list){sk_buffer_span(&large), 3000, true};
+    assert_error(&w, world_ask(&w, &ids), SK_ERR_BUSY, "bytes are in flight");
+    sk_buffer_deinit(&large);
+    struct sk_router_status status;
+    sk_router_get_status(w.router, &status);
+    assert_int_equal(status.requests_in_flight, 0);
+    assert_int_equal(status.bytes_in_flight, 0);
+    world_end(&w);
+}
+
+/* ---- one shard ---- */
+
+static void one_shard_sees_the_frame_and_the_client_the_reply_untouched(void **state)
+{
+    (void)state;
+    static struct world w;
+    world_begin_node(&w, 2, SK_SCHEMA_L2, 1, 1);
+    /* an array where our encoder would write a bin, aliases and another order of keys */
+    static const char frame[] = "\x86\xa2id\xa3"
+                                "abc\xa1v\x01\xa4topk\x03\xa2op\xa6search\xaa"
+                                "collection\xa4"
+                                "docs\xa6vector\x92\x01\x02";
+    sk_peer client = world_ask_frame(&w, SK_ROLE_READ, sk_span_of(frame, sizeof frame - 1));
+    struct message *sent = world_take(&w, WORKER_0);
+    assert_non_null(sent);
+    assert_int_equal(sent->size, sizeof frame - 1);
+    assert_memory_equal(sent->bytes, frame, sizeof frame - 1);
+    assert_int_equal(sent->header.kind, SK_LINK_REQUEST);
+    assert_int_equal(sent->header.role, SK_ROLE_READ);
+    assert_int_equal(sent->header.incarnation, 0);
+    assert_int_equal(sent->header.map_version, 5);
+    assert_int_equal(sent->header.schema_version, 1);
+    assert_int_equal(sent->header.deadline_ms, 5000);
+    assert_memory_equal(sent->header.collection, w.map.collections[0].schema.uuid, 16);
+    struct sk_buffer body = {0};
+    struct sk_request_id id = message_id(sent);
+    struct sk_reply_writer reply;
+    sk_reply_begin(&reply, &body, &id);
+    sk_reply_key(&reply, "anything");
+    sk_put_u64(&body, 9);
+    sk_reply_end(&reply);
+    world_reply(&w, sent, SK_ERR_OK, sk_buffer_span(&body), 5);
+    struct message *answer = world_answer(&w, client);
+    assert_non_null(answer);
+    assert_int_equal(answer->size, body.size);
+    assert_memory_equal(answer->bytes, body.bytes, body.size);
+    /* a second copy and a late one find nobody */
+    world_reply(&w, sent, SK_ERR_OK, sk_buffer_span(&body), 5);
+    sk_buffer_deinit(&body);
+    world_end(&w);
+}
+
+static void a_reply_that_makes_no_sense_is_an_error_and_nobody_else_s(void **state)
+{
+    (void)state;
+    static struct world w;
+    world_begin_node(&w, 2, SK_SCHEMA_L2, 1, 2);
+    struct sk_request request = search_request(1, query, 2);
+    struct sk_buffer good = {0};
+    sk_reply_ok(&good, &request.id);
+    sk_peer client = world_ask(&w, &request);
+    struct message *sent = world_take(&w, WORKER_0);
+    /* from another worker, of another shard, to another request, with another stamp: unwanted */
+    struct sk_link_header header = sent->header;
+    header.kind = SK_LINK_REPLY;
+    header.role = SK_ROLE_NONE;
+    world_deliver(&w, WORKER_0 + 1, &header, sk_buffer_span(&good));
+    header.shard = 3;
+    world_deliver(&w, WORKER_0, &header, sk_buffer_span(&good));
+    header.shard = 0;
+    header.request++;
+    world_deliver(&w, WORKER_0, &header, sk_buffer_span(&good));
+    header.request--;
+    header.sequence = 4;
+    world_deliver(&w, WORKER_0, &header, sk_buffer_span(&good));
+    sk_router_on_message(w.router, WORKER_0, sk_span_of("SLK1 but short", 14));
+    sk_router_on_message(w.router, WORKER_0 + SK_WORKERS_MAX, sk_buffer_span(&good));
+    assert_null(world_answer(&w, client));
+    /* ours, but cut short; status and body that differ */
+    for (size_t cut = 0; cut < good.size; cut++) {
+        client = world_ask(&w, &request);
+        world_reply(&w, world_take(&w, WORKER_0), SK_ERR_OK, sk_span_of(good.bytes, cut), 5);
+        assert_error(&w, client, SK_ERR_INTERNAL, "makes no sense");
+    }
+    client = world_ask(&w, &request);
+    world_reply(&w, world_take(&w, WORKER_0), SK_ERR_BUSY, sk_buffer_span(&good), 5);
+    assert_error(&w, client, SK_ERR_INTERNAL, "makes no sense");
+    sk_buffer_deinit(&good);
+    world_end(&w);
+}
+
+/* ---- deadlines, workers that come and go ---- */
+
+static void every_request_is_answered_at_its_deadline(void **state)
+{
+    (void)state;
+    static struct world w;
+    world_begin_node(&w, 2, SK_SCHEMA_L2, 1, 1);
+    sk_peer clients[40];
+    for (uint32_t i = 0; i < 40; i++) {
+        struct sk_request request = i % 2 != 0 ? search_request(i, query, 2) : delete_request(i);
+        request.deadline_ms = 1 + (i * 37) % 1000;
+        clients[i] = world_ask(&w, &request);
+    }
+    uint64_t began = w.mono_us;
+    for (uint64_t ms = 1; ms <= 1001; ms++) {
+        world_pass(&w, began + ms * 1000 - w.mono_us);
+        for (uint32_t i = 0; i < 40; i++)
+            assert_int_equal(world_answer(&w, clients[i]) != NULL, 1 + (i * 37) % 1000 <= ms);
+    }
+    for (uint32_t i = 2; i < 40; i++) /* (0 and its like had no time to be sent) */
+        assert_error(&w, clients[i], SK_ERR_DEADLINE, i % 2 != 0 ? "within" : "outcome is unknown");
+    world_end(&w);
+}
+
+static void what_was_not_sent_waits_for_its_worker(void **state)
+{
+    (void)state;
+    static struct world w;
+    world_begin(&w);
+    w.map_version = 5;
+    world_add_collection(&w, "docs", 2, SK_SCHEMA_L2, 1, 1);
+    world_give_map(&w);
+    struct sk_request write = delete_request(1), read = search_request(2, query, 2);
+    sk_peer writer = world_ask(&w, &write), reader = world_ask(&w, &read);
+    assert_null(world_take(&w, WORKER_0));
+    world_pass(&w, 1000000);
+    world_hello(&w, 0, 55);
+    struct message *first = world_take(&w, WORKER_0), *second = world_take(&w, WORKER_0);
+    assert_non_null(second);
+    assert_int_equal(first->header.deadline_ms, 4000);
+    world_reply_ok(&w, first, "deleted", 1);
+    world_reply_ok(&w, second, "count", 2);
+    assert_number(&w, writer, "deleted", 1);
+    assert_number(&w, reader, "count", 2);
+    /* it goes and does not come back: nothing was sent, and the text says so */
+    struct sk_link_header bye = {.kind = SK_LINK_GOODBYE, .incarnation = 55};
+    world_deliver(&w, WORKER_0, &bye, (struct sk_span){0});
+    writer = world_ask(&w, &write);
+    world_pass(&w, 5000000);
+    assert_error(&w, writer, SK_ERR_UNAVAILABLE, "nothing was changed");
+    assert_null(world_take(&w, WORKER_0));
+    world_end(&w);
+}
+
+static void a_write_is_sent_again_with_its_stamp_when_its_worker_was_replaced(void **state)
+{
+    (void)state;
+    static struct world w;
+    world_begin_node(&w, 2, SK_SCHEMA_L2, 1, 1);
+    struct sk_request write = delete_request(1), snapshot = request_on_docs(SK_OP_SNAPSHOT, 2);
+    snapshot.name = sk_span_text("s");
+    snapshot.present |= UINT64_C(1) << SK_FIELD_name;
+    sk_peer writer = world_ask(&w, &write), snapper = world_ask(&w, &snapshot);
+    struct message *first = world_take(&w, WORKER_0);
+    assert_non_null(world_take(&w, WORKER_0));
+    assert_int_not_equal(first->header.incarnation, 0);
+    assert_int_not_equal(first->header.sequence, 0);
+    sk_router_on_disconnected(w.router, WORKER_0);
+    world_hello(&w, 0, 101);
+    struct message *again = world_take(&w, WORKER_0);
+    assert_non_null(again);
+    assert_int_equal(again->header.incarnation, first->header.incarnation);
+    assert_int_equal(again->header.sequence, first->header.sequence);
+    assert_int_equal(again->header.request, first->header.request);
+    assert_null(world_take(&w, WORKER_0)); /* a snapshot is not made twice */
+    assert_error(&w, snapper, SK_ERR_UNAVAILABLE, "outcome is unknown");
+    world_reply_ok(&w, again, "deleted", 1);
+    assert_number(&w, writer, "deleted", 1);
+    /* the next write has a stamp of its own */
+    world_ask(&w, &write);
+    assert_true(world_take(&w, WORKER_0)->header.sequence > first->header.sequence);
+    world_end(&w);
+}
+
+static void a_silent_worker_is_asked_again_and_one_that_speaks_is_not(void **state)
+{
+    (void)state;
+    static struct world w;
+    world_begin_node(&w, 2, SK_SCHEMA_L2, 1, 1);
+    struct sk_request write = delete_request(1), read = search_request(2, query, 2);
+    write.deadline_ms = read.deadline_ms = 60000;
+    world_ask(&w, &write);
+    world_ask(&w, &read);
+    assert_non_null(world_take(&w, WORKER_0));
+    assert_non_null(world_take(&w, WORKER_0));
+    unsigned writes = 0, reads = 0;
+    for (unsigned s = 0; s < 59; s++) {
+        world_pass(&w, 1000000);
+        for (struct message *m = world_take(&w, WORKER_0); m != NULL; m = world_take(&w, WORKER_0))
+            *(m->header.incarnation != 0 ? &writes : &reads) += 1;
+    }
+    assert_true(writes >= 2 && writes <= 8);
+    assert_int_equal(reads, 1);
+    world_pass(&w, 2000000);
+    /* now one that answers others all the time */
+    sk_peer slow = world_ask(&w, &write);
+    struct message *slow_message = world_take(&w, WORKER_0);
+    for (unsigned i = 0; i < 300; i++) {
+        world_ask(&w, &read);
+        world_reply_ok(&w, world_take(&w, WORKER_0), NULL, 0);
+        world_pass(&w, 100000);
+    }
+    assert_null(world_take(&w, WORKER_0));
+    world_reply_ok(&w, slow_message, "deleted", 1);
+    assert_number(&w, slow, "deleted", 1);
+    world_end(&w);
+}
+
+/* ---- the map and the keeper ---- */
+
+static void requests_wait_for_the_first_map_and_ping_does_not(void **state)
+{
+    (void)state;
+    static struct world w;
+    world_begin(&w);
+    struct sk_request ping = request_of(SK_OP_PING, 1), read = search_request(2, query, 2);
+    assert_true(world_decoded(&w, world_ask(&w, &ping)).is_ok);
+    sk_peer late = world_ask(&w, &read);
+    world_pass(&w, 5000000);
+    assert_error(&w, late, SK_ERR_UNAVAILABLE, "keeper");
+    unsigned asked = 0;
+    while (world_take(&w, SK_ROUTER_PEER_KEEPER) != NULL)
+        asked++;
+    assert_in_range(asked, 4, 7); /* and the keeper is asked again every second */
+    sk_peer waiting = world_ask(&w, &read);
+    world_hello(&w, 0, 9);
+    world_pass(&w, 1000000);
+    w.map_version = 5;
+    world_add_collection(&w, "docs", 2, SK_SCHEMA_L2, 1, 1);
+    world_give_map(&w);
+    world_reply_ok(&w, world_take(&w, WORKER_0), "count", 1);
+    assert_number(&w, waiting, "count", 1);
+    world_end(&w);
+}
+
+static void an_older_map_or_another_node_s_is_refused(void **state)
+{
+    (void)state;
+    static struct world w;
+    world_begin_node(&w, 2, SK_SCHEMA_L2, 1, 1);
+    sk_router_on_map_hint(w.router, 6);
+    struct message *ask = world_take(&w, SK_ROUTER_PEER_KEEPER);
+    assert_non_null(ask);
+    for (unsigned kind = 0; kind < 3; kind++) {
+        struct sk_map map = w.map;
+        struct sk_buffer body = {0};
+        struct sk_request_id id = {0};
+        struct sk_reply_writer reply;
+        map.version = kind == 0 ? 4 : 9;
+        map.node_id = kind == 1 ? 78 : 77;
+        sk_reply_begin(&reply, &body, &id);
+        sk_reply_key(&reply, "map");
+        sk_map_encode(&body, &map);
+        sk_reply_end(&reply);
+        if (kind == 2)
+            body.bytes[body.size / 2] = 0xc1;
+        world_reply(&w, ask, SK_ERR_OK, sk_buffer_span(&body), 9);
+        sk_buffer_deinit(&body);
+        assert_int_equal(sk_router_get_map(w.router)->version, 5);
+    }
+    world_end(&w);
+}
+
+static void a_change_is_answered_when_our_own_map_has_it(void **state)
+{
+    (void)state;
+    static struct world w;
+    world_begin_node(&w, 2, SK_SCHEMA_L2, 1, 1);
+    struct sk_request drop = request_on_docs(SK_OP_DROP_COLLECTION, 1);
+    struct sk_request count = request_on_docs(SK_OP_COUNT, 2);
+    sk_peer client = world_ask(&w, &drop);
+    struct message *sent = world_take(&w, SK_ROUTER_PEER_KEEPER);
+    assert_int_not_equal(sent->header.incarnation, 0);
+    assert_int_not_equal(sent->header.sequence, 0);
+    assert_int_equal(sent->header.role, SK_ROLE_ADMIN);
+    w.map_version = 6;
+    world_reply_ok(&w, sent, NULL, 0);
+    assert_null(world_answer(&w, client));
+    w.map.collection_count = 0;
+    world_give_map(&w);
+    assert_true(world_decoded(&w, client).is_ok);
+    assert_error(&w, world_ask(&w, &count), SK_ERR_NOT_FOUND, "docs");
+    /* an error needs no map */
+    client = world_ask(&w, &drop);
+    world_reply_error(&w, world_take(&w, SK_ROUTER_PEER_KEEPER), SK_ERR_NOT_FOUND, "no such thing");
+    assert_error(&w, client, SK_ERR_NOT_FOUND, "no such thing");
+    /* a keeper that says nothing is asked again with the same stamp; then the outcome is unknown */
+    client = world_ask(&w, &drop);
+    sent = world_take(&w, SK_ROUTER_PEER_KEEPER);
+    world_pass(&w, 2000000);
+    struct message *again = world_take(&w, SK_ROUTER_PEER_KEEPER);
+    assert_non_null(again);
+    assert_int_equal(again->header.sequence, sent->header.sequence);
+    world_pass(&w, 3000000);
+    assert_error(&w, client, SK_ERR_DEADLINE, "outcome is unknown");
+    world_end(&w);
+}
+
+static void hints_that_come_while_the_keeper_answers_are_not_lost(void **state)
+{
+    (void)state;
+    static struct world w;
+    world_begin_node(&w, 2, SK_SCHEMA_L2, 1, 1);
+    struct sk_link_header hint = {.kind = SK_LINK_HINT, .map_version = 6};
+    world_deliver(&w, SK_ROUTER_PEER_HINTS, &hint, (struct sk_span){0});
+    struct message *ask = world_take(&w, SK_ROUTER_PEER_KEEPER);
+    assert_non_null(ask);
+    hint.map_version = 7;
+    world_deliver(&w, SK_ROUTER_PEER_HINTS, &hint, (struct sk_span){0});
+    assert_null(world_take(&w, SK_ROUTER_PEER_KEEPER));
+    world_reply_ok(&w, ask, NULL, 0); /* nothing newer, it said, before 7 was made */
+    assert_non_null(ask = world_take(&w, SK_ROUTER_PEER_KEEPER));
+    world_reply_ok(&w, ask, NULL, 0); /* a hint that was wrong does not make us ask for ever */
+    assert_null(world_take(&w, SK_ROUTER_PEER_KEEPER));
+    world_end(&w);
+}
+
+/* ---- restore ---- */
+
+static struct sk_request restore_request(void)
+{
+    struct sk_request request = request_of(SK_OP_RESTORE, 3);
+    request.collection = sk_span_text("kept");
+    request.name = sk_span_text("one");
+    request.present =
+        UINT64_C(1) << SK_FIELD_collection | UINT64_C(1) << SK_FIELD_name;
+    return request;
+}
+
+/* Up to the point where both shards were asked. */
+static sk_peer restore_to_the_shards(struct world *w, struct message *asked[2])
+{
+    struct sk_request restore = restore_request();
+    sk_peer client = world_ask(w, &restore);
+    struct message *manifest = world_take(w, WORKER_0);
+    static const uint8_t zero[16];
+    assert_memory_equal(manifest->header.collection, zero, 16);
+    struct sk_buffer body = {0};
+    struct sk_reply_writer reply;
+    struct sk_request_id id = message_id(manifest);
+    struct sk_map_collection *kept = world_add_collection(w, "kept", 2, SK_SCHEMA_L2, 2, 2);
+    sk_reply_begin(&reply, &body, &id);
+    sk_reply_key(&reply, "schema");
+    sk_schema_encode(&body, &kept->schema);
+    sk_reply_key(&reply, "shards");
+    sk_put_u64(&body, 2);
+    sk_reply_end(&reply);
+    world_reply(w, manifest, SK_ERR_OK, sk_buffer_span(&body), 5);
+    sk_buffer_deinit(&body);
+    struct message *create = world_take(w, SK_ROUTER_PEER_KEEPER);
+    struct sk_request decoded;
+    assert_int_equal(sk_request_decode(&decoded, message_span(create), NULL), SK_ERR_OK);
+    assert_int_equal(decoded.op, SK_OP_CREATE_FROM_SCHEMA);
+    assert_int_equal(create->header.role, SK_ROLE_LINK);
+    assert_true(sk_span_is(decoded.collection, "kept"));
+    w->map_version = 6;
+    world_reply_ok(w, create, NULL, 0);
+    assert_null(world_take(w, WORKER_0));
+    world_give_map(w);
+    asked[0] = world_take(w, WORKER_0);
+    asked[1] = world_take(w, WORKER_0 + 1);
+    for (unsigned s = 0; s < 2; s++) {
+        assert_non_null(asked[s]);
+        assert_int_equal(asked[s]->header.shard, s);
+        assert_memory_equal(asked[s]->header.collection, w->map.collections[1].schema.uuid, 16);
+        assert_int_equal(sk_request_decode(&decoded, message_span(asked[s]), NULL), SK_ERR_OK);
+        assert_int_equal(decoded.op, SK_OP_RESTORE);
+    }
+    return client;
+}
+
+static void a_snapshot_is_restored_in_three_steps(void **state)
+{
+    (void)state;
+    static struct world w;
+    struct message *asked[2];
+    world_begin_node(&w, 2, SK_SCHEMA_L2, 1, 2);
+    world_hello(&w, 1, 101);
+    sk_peer client = restore_to_the_shards(&w, asked);
+    world_reply_ok(&w, asked[1], "records", 30);
+    assert_null(world_answer(&w, client));
+    world_reply_ok(&w, asked[0], "records", 12);
+    assert_number(&w, client, "records", 42);
+    struct sk_request restore = restore_request();
+    assert_error(&w, world_ask(&w, &restore), SK_ERR_EXISTS, "'kept'");
+    world_end(&w);
+}
+
+static void a_restore_that_fails_takes_its_collection_away_again(void **state)
+{
+    (void)state;
+    for (unsigned how = 0; how < 3; how++) {
+        static struct world w;
+        struct message *asked[2];
+        world_begin_node(&w, 2, SK_SCHEMA_L2, 1, 2);
+        world_hello(&w, 1, 101);
+        sk_peer client = restore_to_the_shards(&w, asked);
+        world_reply_ok(&w, asked[0], "records", 12);
+        if (how == 0)
+            world_reply_error(&w, asked[1], SK_ERR_DISK_FULL, "the disk is full");
+        else if (how == 1)
+            world_hello(&w, 1, 999); /* its worker died */
+        else
+            world_pass(&w, 5000000);
+        assert_error(&w, client,
+                     how == 0   ? SK_ERR_DISK_FULL
+                     : how == 1 ? SK_ERR_UNAVAILABLE
+                                : SK_ERR_DEADLINE,
+                     "nothing of it is kept");
+        struct message *drop = world_take(&w, SK_ROUTER_PEER_KEEPER);
+        struct sk_request decoded;
+        assert_non_null(drop);
+        assert_int_equal(sk_request_decode(&decoded, message_span(drop), NULL), SK_ERR_OK);
+        assert_int_equal(decoded.op, SK_OP_DROP_COLLECTION);
+        assert_true(sk_span_is(decoded.collection, "kept"));
+        world_reply_ok(&w, drop, NULL, 0);
+        struct sk_router_status status;
+        sk_router_get_status(w.router, &status);
+        assert_int_equal(status.requests_in_flight, 0);
+        world_end(&w);
+    }
+}
+
+/* ---- stats ---- */
+
+static void give_stats(struct world *w, uint32_t worker, uint64_t records)
+{
+    struct sk_buffer body = {0};
+    struct sk_link_header header = {.kind = SK_LINK_STATS, .incarnation = 100 + worker};
+    sk_put_map(&body, 2);
+    sk_put_text(&body, "reads_in_flight");
+    sk_put_u64(&body, 3);
+    sk_put_text(&body, "shards");
+    sk_put_array(&body, 1);
+    sk_put_map(&body, 5);
+    sk_put_text(&body, "collection");
+    sk_put_bin(&body, w->map.collections[0].schema.uuid, 16);
+    sk_put_text(&body, "shard");
+    sk_put_u64(&body, worker);
+    sk_put_text(&body, "state");
+    sk_put_text(&body, "ok");
+    sk_put_text(&body, "records");
+    sk_put_u64(&body, records);
+    sk_put_text(&body, "indexes");
+    sk_put_array(&body, 1);
+    sk_put_map(&body, 4);
+    sk_put_text(&body, "vector");
+    sk_put_text(&body, "");
+    sk_put_text(&body, "state");
+    sk_put_text(&body, worker == 0 ? "ready" : "building");
+    sk_put_text(&body, "done");
+    sk_put_u64(&body, 7);
+    sk_put_text(&body, "total");
+    sk_put_u64(&body, records);
+    world_deliver(w, WORKER_0 + worker, &header, sk_buffer_span(&body));
+    sk_buffer_deinit(&body);
+}
+
+static void give_node_status(struct world *w, struct message *ask)
+{
+    struct sk_buffer body = {0};
+    struct sk_reply_writer reply;
+    struct sk_request_id id = message_id(ask);
+    sk_reply_begin(&reply, &body, &id);
+    sk_reply_key(&reply, "ready");
+    sk_put_bool(&body, true);
+    sk_reply_key(&reply, "processes");
+    sk_put_array(&body, 1);
+    sk_put_map(&body, 1);
+    sk_put_text(&body, "name");
+    sk_put_text(&body, "router");
+    sk_reply_end(&reply);
+    sk_router_on_message(w->router, SK_ROUTER_PEER_SUPERVISOR, sk_buffer_span(&body));
+    sk_buffer_deinit(&body);
+}
+
+static void stats_add_up_what_workers_and_supervisor_have_told(void **state)
+{
+    (void)state;
+    static struct world w;
+    world_begin_node(&w, 2, SK_SCHEMA_L2, 2, 2);
+    give_stats(&w, 0, 40);
+    give_stats(&w, 1, 2);
+    sk_router_on_message(w.router, WORKER_0, sk_span_of("noise", 5));
+    struct sk_request stats = request_of(SK_OP_STATS, 1), topology = request_of(SK_OP_TOPOLOGY, 2);
+    sk_peer one = world_ask(&w, &stats), two = world_ask(&w, &topology);
+    struct message *ask = world_take(&w, SK_ROUTER_PEER_SUPERVISOR);
+    assert_null(world_take(&w, SK_ROUTER_PEER_SUPERVISOR)); /* one question for both */
+    give_node_status(&w, ask);
+    struct sk_span member;
+    struct sk_list list;
+    uint64_t value;
+    struct sk_reply reply = world_decoded(&w, one);
+    assert_true(sk_map_member_list(reply.map, "processes", &list) && list.count == 1);
+    assert_false(sk_map_member(reply.map, "warning", &member));
+    assert_true(sk_map_member(reply.map, "queue", &member));
+    assert_true(sk_map_member_u64(member, "reads_in_flight", &value) && value == 6);
+    assert_true(sk_map_member_list(reply.map, "collections", &list) && list.count == 1);
+    assert_true(sk_map_member_u64(list.members, "records", &value) && value == 42);
+    assert_true(sk_map_member_list(list.members, "indexes", &list) && list.count == 1);
+    assert_true(sk_map_member_text(list.members, "state", &member));
+    assert_true(sk_span_is(member, "building"));
+    reply = world_decoded(&w, two);
+    assert_true(sk_map_member_list(reply.map, "collections", &list) && list.count == 1);
+    assert_true(sk_map_member_list(list.members, "shards", &list) && list.count == 2);
+    assert_true(sk_map_member_u64(list.members, "records", &value) && value == 40);
+    world_end(&w);
+}
+
+static void stats_say_so_when_the_supervisor_does_not_answer(void **state)
+{
+    (void)state;
+    static struct world w;
+    world_begin_node(&w, 2, SK_SCHEMA_L2, 1, 1);
+    struct sk_request stats = request_of(SK_OP_STATS, 1);
+    sk_peer client = world_ask(&w, &stats);
+    struct message *ask = world_take(&w, SK_ROUTER_PEER_SUPERVISOR);
+    world_pass(&w, 499000);
+    assert_null(world_answer(&w, client));
+    world_pass(&w, 2000);
+    struct sk_span warning;
+    assert_true(sk_map_member_text(world_decoded(&w, client).map, "warning", &warning));
+    give_node_status(&w, ask); /* too late: it is nobody's answer now */
+    client = world_ask(&w, &stats);
+    assert_null(world_answer(&w, client));
+    sk_router_on_message(w.router, SK_ROUTER_PEER_SUPERVISOR, sk_span_of("\xc1", 1));
+    give_node_status(&w, world_take(&w, SK_ROUTER_PEER_SUPERVISOR));
+    assert_false(sk_map_member_text(world_decoded(&w, client).map, "warning", &warning));
+    world_end(&w);
+}
+
+static void lists_come_from_the_map(void **state)
+{
+    (void)state;
+    static struct world w;
+    world_begin(&w);
+    w.map_version = 5;
+    world_add_collection(&w, "alpha", 2, SK_SCHEMA_L2, 1, 1);
+    world_add_collection(&w, "beta", 2, SK_SCHEMA_L2, 1, 1);
+    world_add_key(&w, "admin", SK_ROLE_ADMIN);
+    world_give_map(&w);
+    struct sk_list list;
+    struct sk_span role;
+    struct sk_request ask = request_of(SK_OP_LIST_COLLECTIONS, 1);
+    assert_true(sk_map_member_list(world_decoded(&w, world_ask(&w, &ask)).map, "collections",
+                                   &list));
+    assert_int_equal(list.count, 2);
+    ask = request_of(SK_OP_LIST_KEYS, 2);
+    assert_true(sk_map_member_list(world_decoded(&w, world_ask(&w, &ask)).map, "keys", &list));
+    assert_int_equal(list.count, 1);
+    assert_true(sk_map_member_text(list.members, "role", &role) && sk_span_is(role, "admin"));
+    ask = request_of(SK_OP_INFO, 3);
+    assert_number(&w, world_ask(&w, &ask), "collections", 2);
+    world_end(&w);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_bad_frame_is_answered_with_its_id_where_it_could_be_read),
+        cmocka_unit_test(roles_are_kept_and_a_key_that_is_not_known_is_told_so),
+        cmocka_unit_test(a_collection_that_is_not_there_is_named_with_the_closest),
+        cmocka_unit_test(past_its_limits_it_is_busy_and_recovers),
+        cmocka_unit_test(one_shard_sees_the_frame_and_the_client_the_reply_untouched),
+        cmocka_unit_test(a_reply_that_makes_no_sense_is_an_error_and_nobody_else_s),
+        cmocka_unit_test(every_request_is_answered_at_its_deadline),
+        cmocka_unit_test(what_was_not_sent_waits_for_its_worker),
+        cmocka_unit_test(a_write_is_sent_again_with_its_stamp_when_its_worker_was_replaced),
+        cmocka_unit_test(a_silent_worker_is_asked_again_and_one_that_speaks_is_not),
+        cmocka_unit_test(requests_wait_for_the_first_map_and_ping_does_not),
+        cmocka_unit_test(an_older_map_or_another_node_s_is_refused),
+        cmocka_unit_test(a_change_is_answered_when_our_own_map_has_it),
+        cmocka_unit_test(hints_that_come_while_the_keeper_answers_are_not_lost),
+        cmocka_unit_test(a_snapshot_is_restored_in_three_steps),
+        cmocka_unit_test(a_restore_that_fails_takes_its_collection_away_again),
+        cmocka_unit_test(stats_add_up_what_workers_and_supervisor_have_told),
+        cmocka_unit_test(stats_say_so_when_the_supervisor_does_not_answer),
+        cmocka_unit_test(lists_come_from_the_map),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
