@@ -236,6 +236,7 @@ struct sk_worker {
     char snapshot_dir[SK_PATH_BYTES];
     const struct sk_io *io;
     const struct sk_kernels *kernels;
+    char kernels_name[16];
     uint64_t incarnation; /* random: tells this process from the one before it */
 
     struct sk_map map;

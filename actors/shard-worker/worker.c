@@ -5,6 +5,8 @@
 #include <string.h>
 #include <unistd.h>
 
+const struct sk_note_kind sk_worker_notes[SK_WORKER_NOTE_COUNT] = {SK_WORKER_NOTES(SK_NOTE_KIND)};
+
 /* ---- small tools ---- */
 
 uint64_t now_us(const struct sk_worker *self)
@@ -196,6 +198,10 @@ static enum sk_err configure(struct sk_worker *self, const struct sk_worker_conf
         rc = sk_path(self->snapshot_dir, d, "%s", config->snapshot_dir);
     c->data_dir = self->data_dir;
     c->snapshot_dir = self->snapshot_dir;
+    if (config->kernels != NULL) {
+        snprintf(self->kernels_name, sizeof self->kernels_name, "%s", config->kernels);
+        c->kernels = self->kernels_name;
+    }
     if (rc == SK_ERR_OK && access(self->data_dir, R_OK | W_OK | X_OK) != 0)
         rc = sk_fail_errno(d, errno, "cannot use the data folder", self->data_dir);
     return rc;
@@ -218,7 +224,12 @@ enum sk_err sk_worker_new(struct sk_worker **out, const struct sk_worker_config 
         rc = sk_fail(d, SK_ERR_NOMEM, "no memory for the worker");
         goto out;
     }
-    self->kernels = sk_kernels_get(NULL);
+    self->kernels = sk_kernels_get(self->config.kernels);
+    if (self->kernels == NULL) {
+        rc = sk_fail_field(d, SK_ERR_INVALID, "kernels", "'%s' is not to be had on this machine",
+                           self->kernels_name);
+        goto out;
+    }
     self->incarnation = io->random(io->impl) | 1;
     self->writer.worker = self;
     self->describe.worker = self;

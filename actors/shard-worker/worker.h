@@ -44,6 +44,7 @@ enum sk_worker_note {
 #undef SK_WORKER_NOTE_ENUM
     SK_WORKER_NOTE_COUNT
 };
+extern const struct sk_note_kind sk_worker_notes[SK_WORKER_NOTE_COUNT];
 
 struct sk_worker; /* opaque */
 
@@ -61,6 +62,7 @@ struct sk_worker_config {
     uint32_t index_slice_us;   /* one index step before waiting writes get their turn; 0 = 4,000 */
     uint32_t quick_cost_max_us; /* a read estimated above this goes to a search thread; 0 = 1,500 */
     uint64_t memory_bytes_max;  /* budget of a collection that has none of its own; 0 = no bound */
+    const char *kernels;        /* set of vector kernels (copied); NULL: the best that is here */
     uint64_t map_bytes_max;    /* address space of a shard's file; 0 = the store's default */
     bool no_sync;              /* tests/sim only: commits without fsync */
 };

@@ -49,10 +49,14 @@ static void layout(struct sk_index *self)
     /* At 64 dimensions and below 4 bits are too coarse and save little: walk on the 8-bit codes. */
     self->code_bytes =
         self->params.kind == SK_INDEX_HNSW && self->padded > 64 ? self->padded / 2 : 0;
-    self->code_stride = (self->code_bytes + SK_FACTOR_BYTES + 31) / 32 * 32;
-    if (self->code_bytes > 0)
-        self->code_stride = (self->code_stride + 63) / 64 * 64;
-    self->row_bytes = self->code_stride + self->padded + self->links_stride * 4 + 1 + 8 + 4;
+    self->part_bytes[SK_PART_CODES] = self->code_bytes;
+    self->part_bytes[SK_PART_SHORT_FACTORS] =
+        self->code_bytes > 0 ? sizeof(struct sk_short_factors) : 0;
+    self->part_bytes[SK_PART_PLANES] = self->padded;
+    self->part_bytes[SK_PART_FACTORS] = sizeof(struct sk_factors);
+    self->row_bytes = self->links_stride * 4 + 1 + 8 + 4;
+    for (unsigned part = 0; part < SK_PART_COUNT; part++)
+        self->row_bytes += self->part_bytes[part];
     uint64_t budget = self->params.memory_bytes_max;
     uint64_t rows =
         (budget > 0 && budget < RESERVE_BYTES ? budget : RESERVE_BYTES) / self->row_bytes + 1;
@@ -155,8 +159,7 @@ enum sk_err sk_rows_commit(struct sk_index *self, uint32_t row_count, struct sk_
                  {&self->lseqs, rows * sizeof(uint64_t)},
                  {&self->in_degrees, rows * sizeof(uint32_t)},
                  {&self->links, rows * self->links_stride * sizeof(uint32_t)}};
-    size_t growth = sk_region_growth(&generation->codes, rows * self->code_stride) +
-                    sk_region_growth(&generation->planes, rows * self->padded);
+    size_t growth = sk_generation_growth(self, generation, row_count);
     for (size_t i = 0; i < SK_COUNT_OF(parts); i++)
         growth += sk_region_growth(parts[i].region, parts[i].bytes);
     if (growth == 0)
@@ -365,7 +368,8 @@ uint32_t sk_index_reclaim_rows(struct sk_index *self, uint32_t *rows, uint32_t c
         return 0;
     uint32_t count = self->reclaimed.count < capacity ? self->reclaimed.count : capacity;
     self->reclaimed.count -= count;
-    memcpy(rows, self->reclaimed.rows + self->reclaimed.count, count * sizeof *rows);
+    if (count != 0)
+        memcpy(rows, self->reclaimed.rows + self->reclaimed.count, count * sizeof *rows);
     return count;
 }
 
