@@ -8,10 +8,7 @@ void sk_scorer_init(struct sk_scorer *self, const struct sk_kernels *kernels, en
                     const float *query, uint32_t dim)
 {
     *self = (struct sk_scorer){.kernels = kernels, .metric = metric, .dim = dim, .query = query};
-    double sum = 0;
-    for (uint32_t i = 0; i < dim; i++)
-        sum += (double)query[i] * (double)query[i];
-    self->query_norm = sqrt(sum);
+    self->query_norm = sk_score_length(query, dim);
     /* kernels.h: at most (n / 16 + 8) x 2^-24 x sum of |terms|; doubled, so that the roundings of
      * the comparison itself are covered too */
     self->epsilon = 2.0 * ((double)dim / 16 + 8) * 0x1p-24;
@@ -19,7 +16,7 @@ void sk_scorer_init(struct sk_scorer *self, const struct sk_kernels *kernels, en
 
 float sk_scorer_exact(const struct sk_scorer *self, const float *vector)
 {
-    return sk_score_exact(self->metric, self->query, vector, self->dim);
+    return sk_score_exact_query(self->metric, self->query, self->query_norm, vector, self->dim);
 }
 
 bool sk_scorer_may_reach(const struct sk_scorer *self, const float *vector, float worst)

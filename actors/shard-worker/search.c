@@ -93,22 +93,15 @@ static bool is_late(struct search *self)
     return self->code != SK_ERR_OK;
 }
 
-/* Offers a row that the snapshot has; false when it does not have it (any more). */
-static bool offer_row(struct search *self, uint32_t row)
+/* Offers a row and its vector; false when the snapshot does not have it (any more). */
+static bool offer(struct search *self, uint32_t row, const float *vector)
 {
-    struct sk_store_reader *store = self->reader->store;
-    const float *vector = sk_store_vector(store, self->field->at, row);
-    if (vector == NULL)
-        return false;
-    float worst;
     struct sk_record record;
     struct sk_diag ignored = {0};
-    if (sk_rank_worst(&self->rank, &worst) && !sk_scorer_may_reach(&self->scorer, vector, worst))
-        return true;
     float score = sk_scorer_exact(&self->scorer, vector);
     if (!sk_rank_may_take(&self->rank, score))
         return true;
-    enum sk_err rc = sk_store_record(store, row, &record, &ignored);
+    enum sk_err rc = sk_store_record(self->reader->store, row, &record, &ignored);
     if (rc == SK_ERR_NOT_FOUND)
         return false;
     if (rc != SK_ERR_OK) {
@@ -120,6 +113,18 @@ static bool offer_row(struct search *self, uint32_t row)
         return true;
     sk_rank_offer(&self->rank, score, row, &record.id);
     return true;
+}
+
+/* A fast bound first: most rows of a scan need no exact score. */
+static bool offer_row(struct search *self, uint32_t row)
+{
+    const float *vector = sk_store_vector(self->reader->store, self->field->at, row);
+    float worst;
+    if (vector == NULL)
+        return false;
+    if (sk_rank_worst(&self->rank, &worst) && !sk_scorer_may_reach(&self->scorer, vector, worst))
+        return true;
+    return offer(self, row, vector);
 }
 
 static bool scan_each(void *impl, uint32_t row)
@@ -226,6 +231,35 @@ static void scan_pending(struct search *self)
         }
 }
 
+static void prefetch(const float *vector, uint32_t dim)
+{
+    for (uint32_t i = 0; i < dim; i += 16)
+        __builtin_prefetch(vector + i);
+}
+
+/* The stored vectors of all candidates are on their way before the first is scored. */
+static enum sk_err offer_result(struct search *self, const struct sk_index_result *result,
+                                uint32_t *dropped, struct sk_diag *d)
+{
+    const float **vectors = sk_arena_alloc(&self->reader->arena,
+                                           (size_t)result->count * sizeof *vectors);
+    if (vectors == NULL)
+        return sk_fail(d, SK_ERR_NOMEM, "no memory for %u candidates", result->count);
+    for (uint32_t i = 0; i < result->count; i++) {
+        vectors[i] = sk_store_vector(self->reader->store, self->field->at, result->rows[i]);
+        if (vectors[i] != NULL)
+            prefetch(vectors[i], self->field->schema.dim);
+    }
+    *dropped = 0;
+    for (uint32_t i = 0; i < result->count && self->code == SK_ERR_OK; i++) {
+        if (is_offered(self, result->rows[i]))
+            continue;
+        if (vectors[i] == NULL || !offer(self, result->rows[i], vectors[i]))
+            ++*dropped;
+    }
+    return self->code;
+}
+
 /* Once: k candidates of the graph and the pending rows. *dropped: candidates the snapshot lacks. */
 static enum sk_err graph_once(struct search *self, struct sk_index *index, uint32_t k,
                               struct sk_index_result *result, uint32_t *dropped, struct sk_diag *d)
@@ -258,11 +292,7 @@ static enum sk_err graph_once(struct search *self, struct sk_index *index, uint3
         return rc;
     if (result->is_truncated)
         return sk_fail(d, SK_ERR_DEADLINE, "the deadline passed while searching");
-    *dropped = 0;
-    for (uint32_t i = 0; i < result->count && self->code == SK_ERR_OK; i++)
-        if (!is_offered(self, result->rows[i]) && !offer_row(self, result->rows[i]))
-            ++*dropped;
-    return self->code;
+    return offer_result(self, result, dropped, d);
 }
 
 /* *is_answered false: the scan must answer. */
