@@ -82,9 +82,12 @@ static bool set_number(const struct cli_option *option, const char *value)
         *(double *)option->target = strtod(value, &end);
     } else {
         unsigned long long number = strtoull(value, &end, 10);
-        if (value[0] == '-' || number > UINT32_MAX)
+        if (value[0] == '-' || (option->kind == CLI_U32 && number > UINT32_MAX))
             errno = ERANGE;
-        *(uint32_t *)option->target = (uint32_t)number;
+        if (option->kind == CLI_U32)
+            *(uint32_t *)option->target = (uint32_t)number;
+        else
+            *(uint64_t *)option->target = number;
     }
     if (errno == 0 && end != value && *end == '\0')
         return true;
@@ -110,15 +113,21 @@ static bool set(const struct cli_option *option, const char *value)
         }
         list->values[list->count++] = value;
         return true;
+    case CLI_OPTIONAL:
+        *(struct cli_optional *)option->target = (struct cli_optional){true, value};
+        return true;
     case CLI_U32:
+    case CLI_U64:
     case CLI_DOUBLE:
         break;
     }
     return set_number(option, value);
 }
 
-/* word begins with "--". *at moves on when the value is a word of its own. */
-static bool take_option(const struct cli_command *command, int argc, char **argv, int *at)
+/* word begins with "--". *at moves on when the value is a word of its own. count: arguments so far.
+ */
+static bool take_option(const struct cli_command *command, int argc, char **argv, int *at,
+                        int count)
 {
     const char *word = argv[*at], *equals = strchr(word, '=');
     size_t size = equals == NULL ? strlen(word + 2) : (size_t)(equals - word - 2);
@@ -130,6 +139,11 @@ static bool take_option(const struct cli_command *command, int argc, char **argv
     if (option->kind == CLI_FLAG && equals != NULL) {
         (void)cli_usage("--%s takes no value", option->name);
         return false;
+    }
+    if (option->kind == CLI_OPTIONAL && equals == NULL) {
+        bool has_value =
+            (unsigned)count >= command->arguments_max && *at + 1 < argc && argv[*at + 1][0] != '-';
+        return set(option, has_value ? argv[++*at] : NULL);
     }
     if (option->kind == CLI_FLAG || equals != NULL)
         return set(option, equals == NULL ? NULL : equals + 1);
@@ -151,7 +165,7 @@ bool cli_parse(const struct cli_command *command, int argc, char **argv, int *co
         } else if (!is_over && strcmp(argv[i], "-h") == 0) {
             cli_settings.help = true;
         } else if (!is_over && strncmp(argv[i], "--", 2) == 0) {
-            if (!take_option(command, argc, argv, &i))
+            if (!take_option(command, argc, argv, &i, *count))
                 return false;
         } else if (!is_over && argv[i][0] == '-' && argv[i][1] != '\0') {
             (void)cli_usage("unknown option '%s' (options have two dashes; put '--' before a word "
@@ -180,8 +194,12 @@ static void print_options(FILE *out, const struct cli_option *options)
 {
     for (; options->name != NULL; options++) {
         char left[64];
-        snprintf(left, sizeof left, "--%s%s%s", options->name, options->value == NULL ? "" : " ",
-                 options->value == NULL ? "" : options->value);
+        bool is_optional = options->kind == CLI_OPTIONAL;
+        snprintf(left, sizeof left, "--%s%s%s%s", options->name,
+                 options->value == NULL ? ""
+                 : is_optional          ? "[="
+                                        : " ",
+                 options->value == NULL ? "" : options->value, is_optional ? "]" : "");
         fprintf(out, "  %-26s %s\n", left, options->help);
     }
 }
@@ -277,9 +295,9 @@ static void print_man_options(const struct cli_option *options)
         printf(".TP\n.B \\-\\-");
         print_troff(options->name);
         if (options->value != NULL) {
-            printf(" \\fI");
+            printf(options->kind == CLI_OPTIONAL ? "\\fR[=\\fI" : " \\fI");
             print_troff(options->value);
-            printf("\\fR");
+            printf(options->kind == CLI_OPTIONAL ? "\\fR]" : "\\fR");
         }
         printf("\n");
         print_troff(options->help);

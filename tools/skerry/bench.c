@@ -1,8 +1,10 @@
-/* skerry bench: searches on a live collection: closed loop (N in flight) or open loop (a fixed rate,
- * latency counted from when a request should have been sent), with the recall of the very answers. */
+/* skerry bench: searches on a live collection: closed loop (N in flight) or open loop (a fixed
+ * rate, latency counted from when a request should have been sent), with the recall of the very
+ * answers. */
 #include "tools/skerry/commands.h"
 #include "tools/skerry/files.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -10,14 +12,14 @@
 enum { IN_FLIGHT_MAX = 1024, QUERIES_MAX = 10000, SAMPLE_QUERIES = 200, LATENCIES_MAX = 10000000 };
 
 static struct {
-    const char *queries, *filter, *using;
+    const char *file, *filter, *using;
     uint32_t limit, ef, in_flight, seconds, query_count;
     double rate;
     bool exact, no_recall, with_payload;
 } options;
 
 static const struct cli_option bench_options[] = {
-    {"queries", CLI_TEXT, &options.queries, "Q.npy", "query vectors; else records of the collection"},
+    {"file", CLI_TEXT, &options.file, "Q.npy", "query vectors; else records of the collection"},
     {"query-count", CLI_U32, &options.query_count, "N", "how many different queries (200)"},
     {"limit", CLI_U32, &options.limit, "N", "neighbours a query (10)"},
     {"ef", CLI_U32, &options.ef, "N", "the beam of the search (64)"},
@@ -25,7 +27,8 @@ static const struct cli_option bench_options[] = {
     {"using", CLI_TEXT, &options.using, "NAME", "which vector field, where there are several"},
     {"exact", CLI_FLAG, &options.exact, NULL, "measure exact search"},
     {"with-payload", CLI_FLAG, &options.with_payload, NULL, "ask for payloads too"},
-    {"in-flight", CLI_U32, &options.in_flight, "N", "closed loop: requests on their way at once (1)"},
+    {"in-flight", CLI_U32, &options.in_flight, "N",
+     "closed loop: requests on their way at once (1)"},
     {"rate", CLI_DOUBLE, &options.rate, "QPS", "open loop: requests a second"},
     {"seconds", CLI_U32, &options.seconds, "S", "how long to measure (5)"},
     {"no-recall", CLI_FLAG, &options.no_recall, NULL, "do not compare with exact answers"},
@@ -42,7 +45,7 @@ struct bench {
     struct skerry *db;
     const char *collection;
     uint32_t dim, query_count;
-    float *queries; /* query_count x dim */
+    float *queries;          /* query_count x dim */
     struct skerry_id *truth; /* query_count x limit; texts are owned */
     uint32_t *truth_counts;
     struct flight flights[IN_FLIGHT_MAX];
@@ -59,7 +62,7 @@ struct bench {
 static int load_queries(struct bench *self)
 {
     int status = CLI_DONE;
-    struct matrix *file = matrix_open(options.queries, &status);
+    struct matrix *file = matrix_open(options.file, &status);
     if (file == NULL)
         return status;
     uint64_t rows = matrix_rows(file);
@@ -76,11 +79,13 @@ static int load_queries(struct bench *self)
             memcpy(self->queries + (size_t)i * self->dim, row, self->dim * sizeof *row);
     }
     matrix_close(&file);
-    return status == CLI_DONE && self->query_count == 0 ? cli_failed("'%s' has no rows", options.queries)
-                                                        : status;
+    return status == CLI_DONE && self->query_count == 0
+               ? cli_failed("'%s' has no rows", options.file)
+               : status;
 }
 
-/* Records of the collection itself: each finds itself first, which flatters recall by 1 in limit. */
+/* Records of the collection itself: each finds itself first, which flatters recall by 1 in limit.
+ */
 static int sample_queries(struct bench *self)
 {
     struct skerry_error error = {0};
@@ -93,7 +98,7 @@ static int sample_queries(struct bench *self)
     for (size_t i = 0; status == CLI_DONE && i < page->count; i++) {
         struct skerry_bytes vector = page->records[i].vector;
         if (vector.bytes == NULL) {
-            status = cli_failed("the collection has named vectors: give --queries and --using");
+            status = cli_failed("the collection has named vectors: give --file and --using");
             break;
         }
         if (self->queries == NULL) {
@@ -103,7 +108,8 @@ static int sample_queries(struct bench *self)
         if (self->queries == NULL || vector.size != self->dim * sizeof(float))
             status = cli_failed("the sample of %zu records cannot be held", page->count);
         else
-            memcpy(self->queries + (size_t)self->query_count++ * self->dim, vector.bytes, vector.size);
+            memcpy(self->queries + (size_t)self->query_count++ * self->dim, vector.bytes,
+                   vector.size);
     }
     skerry_records_free(&page);
     return status == CLI_DONE && self->query_count == 0
@@ -175,7 +181,8 @@ static void judge(struct bench *self, uint32_t query, const struct skerry_hits *
 static void keep_error(struct bench *self, const struct skerry_error *error)
 {
     if (self->errors++ == 0)
-        snprintf(self->first_error, sizeof self->first_error, "%s: %s", error->name, error->message);
+        snprintf(self->first_error, sizeof self->first_error, "%s: %s", error->name,
+                 error->message);
 }
 
 static int launch(struct bench *self, double due_s, uint64_t number)
@@ -200,7 +207,7 @@ static int land(struct bench *self, double wait_s)
     struct skerry_reply *reply = NULL;
     struct skerry_hits *hits = NULL;
     uint64_t ticket = 0;
-    uint32_t wait_ms = wait_s <= 0 ? 0 : (uint32_t)(wait_s * 1000) + 1;
+    uint32_t wait_ms = (uint32_t)lround(wait_s * 1000);
     if (skerry_poll(self->db, wait_ms, &ticket, &reply, &error) != SKERRY_OK)
         return cli_error(&error);
     if (reply == NULL)
@@ -254,10 +261,11 @@ static int run_open(struct bench *self, double start_s, double end_s)
             status = launch(self, due_s, number++);
             continue;
         }
-        if (self->in_flight == 0 && due_s > now_s)
+        bool is_full = self->in_flight == IN_FLIGHT_MAX;
+        if (self->in_flight == 0)
             usleep((useconds_t)((due_s - now_s) * 1e6));
-        else
-            status = land(self, is_over || self->in_flight == IN_FLIGHT_MAX ? 0.1 : 0);
+        else /* whole milliseconds only: the last one before the next is due is spent looking */
+            status = land(self, is_over || is_full ? 0.1 : floor((due_s - now_s) * 1e3) / 1e3);
     }
     return status;
 }
@@ -279,26 +287,26 @@ static int report(struct bench *self, double elapsed_s)
     double qps = (double)self->latency_count / elapsed_s;
     double recall = self->wanted == 0 ? 0 : (double)self->found / (double)self->wanted;
     qsort(self->latencies_s, self->latency_count, sizeof *self->latencies_s, compare_floats);
-    double p50 = quantile_us(self, 0.5), p99 = quantile_us(self, 0.99), p999 = quantile_us(self, 0.999);
+    double p50 = quantile_us(self, 0.5), p99 = quantile_us(self, 0.99),
+           p999 = quantile_us(self, 0.999);
     if (self->errors > 0)
-        cli_note("skerry: %llu requests failed, the first with %s", (unsigned long long)self->errors,
-                 self->first_error);
+        cli_note("skerry: %llu requests failed, the first with %s",
+                 (unsigned long long)self->errors, self->first_error);
     if (cli_settings.json) {
         json_t *result = json_pack(
             "{s:s,s:s,s:f,s:I,s:I,s:f,s:f,s:f,s:f,s:i}", "collection", self->collection, "loop",
             options.rate > 0 ? "open" : "closed", "qps", qps, "requests",
-            (json_int_t)self->latency_count, "errors", (json_int_t)self->errors, "p50_us", p50, "p99_us",
-            p99, "p999_us", p999, "seconds", elapsed_s, "limit", (int)options.limit);
-        json_object_set_new(result, "recall",
-                            self->wanted == 0 ? json_null() : json_real(recall));
+            (json_int_t)self->latency_count, "errors", (json_int_t)self->errors, "p50_us", p50,
+            "p99_us", p99, "p999_us", p999, "seconds", elapsed_s, "limit", (int)options.limit);
+        json_object_set_new(result, "recall", self->wanted == 0 ? json_null() : json_real(recall));
         json_object_set_new(result, options.rate > 0 ? "rate" : "in_flight",
                             options.rate > 0 ? json_real(options.rate)
                                              : json_integer((json_int_t)options.in_flight));
         (void)cli_print_json(result);
     } else {
         char count[32];
-        printf("%s searches, %.0f a second (%s loop)\n", cli_count_text(self->latency_count, count), qps,
-               options.rate > 0 ? "open" : "closed");
+        printf("%s searches, %.0f a second (%s loop)\n", cli_count_text(self->latency_count, count),
+               qps, options.rate > 0 ? "open" : "closed");
         printf("p50 %.0f us   p99 %.0f us   p99.9 %.0f us\n", p50, p99, p999);
         if (self->wanted > 0)
             printf("recall@%u %.4f against exact search\n", options.limit, recall);
@@ -308,7 +316,7 @@ static int report(struct bench *self, double elapsed_s)
 
 static int measure(struct bench *self)
 {
-    int status = options.queries != NULL ? load_queries(self) : sample_queries(self);
+    int status = options.file != NULL ? load_queries(self) : sample_queries(self);
     if (status == CLI_DONE && !options.no_recall && !options.exact)
         status = find_truth(self);
     self->latencies_s = malloc(LATENCIES_MAX * sizeof *self->latencies_s);
@@ -330,10 +338,11 @@ static int bench(int count, char **arguments)
     options.in_flight = options.in_flight == 0 ? 1 : options.in_flight;
     options.seconds = options.seconds == 0 ? 5 : options.seconds;
     options.query_count = options.query_count == 0 ? SAMPLE_QUERIES : options.query_count;
-    if (options.in_flight > IN_FLIGHT_MAX || options.query_count > QUERIES_MAX || options.rate < 0 ||
-        options.limit > 10000)
-        return cli_usage("--in-flight is at most %d, --query-count and --limit at most %d, --rate above 0",
-                         IN_FLIGHT_MAX, QUERIES_MAX);
+    if (options.in_flight > IN_FLIGHT_MAX || options.query_count > QUERIES_MAX ||
+        options.rate < 0 || options.limit > 10000)
+        return cli_usage(
+            "--in-flight is at most %d, --query-count and --limit at most %d, --rate above 0",
+            IN_FLIGHT_MAX, QUERIES_MAX);
     self.collection = arguments[0];
     self.db = cli_connect(&status);
     if (self.db != NULL)
@@ -354,7 +363,8 @@ const struct cli_command cli_bench = {
     .arguments_min = 1,
     .arguments_max = 1,
     .summary = "Measure searches: queries a second, latency and recall",
-    .details = "Closed loop: --in-flight N requests are always on their way. Open loop: --rate QPS requests\n"
+    .details = "Closed loop: --in-flight N requests are always on their way. Open loop: --rate QPS "
+               "requests\n"
                "a second are sent whatever comes back; latency counts from when each was due.",
     .options = bench_options,
     .run = bench,

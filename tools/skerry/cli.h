@@ -16,7 +16,7 @@
 
 enum cli_status { CLI_DONE = 0, CLI_FAILED = 1, CLI_USAGE = 2, CLI_UNREACHABLE = 3 };
 
-enum cli_kind { CLI_FLAG, CLI_TEXT, CLI_U32, CLI_DOUBLE, CLI_LIST };
+enum cli_kind { CLI_FLAG, CLI_TEXT, CLI_U32, CLI_U64, CLI_DOUBLE, CLI_LIST, CLI_OPTIONAL };
 
 enum { CLI_LIST_MAX = 64, CLI_ARGUMENTS_MAX = 4096 };
 
@@ -25,8 +25,15 @@ struct cli_list {
     size_t count;
 };
 
-/* target: bool, const char *, uint32_t, double or struct cli_list. The last of an array has no
- * name. */
+/* A flag that may have a value: --with-payload, --with-payload=a,b; the value may be the next word
+ * once the command has all its arguments, when that word could be nothing else. */
+struct cli_optional {
+    bool is_given;
+    const char *value;
+};
+
+/* target: bool, const char *, uint32_t, uint64_t, double, struct cli_list or struct cli_optional.
+ * The last of an array has no name. */
 struct cli_option {
     const char *name; /* without the dashes */
     enum cli_kind kind;

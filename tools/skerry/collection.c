@@ -7,6 +7,7 @@
 static struct {
     uint32_t dim, m, ef_construction, shards;
     const char *metric, *index, *profile;
+    uint64_t memory_bytes_max;
     struct cli_list vectors, fields, drops;
 } options;
 
@@ -22,6 +23,8 @@ static const struct cli_option create_options[] = {
     {"field", CLI_LIST, &options.fields, "NAME:KIND",
      "an indexed payload field: keyword, integer, float, bool, datetime or geo; may be given "
      "again"},
+    {"memory-bytes-max", CLI_U64, &options.memory_bytes_max, "BYTES",
+     "memory budget of its indexes; the node's where not given"},
     {"shards", CLI_U32, &options.shards, "N", "how many shards; the node decides where not given"},
     {0},
 };
@@ -29,6 +32,9 @@ static const struct cli_option create_options[] = {
 static const struct cli_option alter_options[] = {
     {"field", CLI_LIST, &options.fields, "NAME:KIND", "a payload field to index from now on"},
     {"drop-field", CLI_LIST, &options.drops, "NAME", "a payload field to index no longer"},
+    {"ef-construction", CLI_U32, &options.ef_construction, "N", "hnsw: beam while linking"},
+    {"memory-bytes-max", CLI_U64, &options.memory_bytes_max, "BYTES",
+     "memory budget of its indexes"},
     {0},
 };
 
@@ -108,6 +114,13 @@ static int say_done(json_t *reply, const char *words, const char *name)
     return CLI_DONE;
 }
 
+static void set_memory(json_t *fields)
+{
+    if (options.memory_bytes_max != 0)
+        json_object_set_new(fields, "memory_bytes_max",
+                            json_integer((json_int_t)options.memory_bytes_max));
+}
+
 static int create(int count, char **arguments)
 {
     json_t *fields = json_object(), *reply = NULL;
@@ -122,6 +135,7 @@ static int create(int count, char **arguments)
     }
     if (options.shards != 0)
         json_object_set_new(fields, "shards", json_integer(options.shards));
+    set_memory(fields);
     status = cli_call("create_collection", fields, &reply);
     return status == CLI_DONE ? say_done(reply, "created", arguments[0]) : status;
 }
@@ -206,10 +220,16 @@ static int alter(int count, char **arguments)
 {
     json_t *fields = for_collection(arguments[0]), *reply = NULL;
     (void)count;
-    if (options.fields.count == 0 && options.drops.count == 0) {
+    if (options.fields.count == 0 && options.drops.count == 0 && options.ef_construction == 0 &&
+        options.memory_bytes_max == 0) {
         json_decref(fields);
-        return cli_usage("nothing to change: give --field NAME:KIND or --drop-field NAME");
+        return cli_usage("nothing to change: give --field NAME:KIND, --drop-field NAME, "
+                         "--ef-construction N or --memory-bytes-max BYTES");
     }
+    set_memory(fields);
+    if (options.ef_construction != 0)
+        json_object_set_new(fields, "index",
+                            json_pack("{s:i}", "ef_construction", (int)options.ef_construction));
     int status = set_payload(fields, "payload");
     if (options.drops.count > 0 && json_object_get(fields, "payload") == NULL)
         json_object_set_new(fields, "payload", json_object());
@@ -229,7 +249,7 @@ const struct cli_command cli_collection_alter = {
     .arguments = "NAME",
     .arguments_min = 1,
     .arguments_max = 1,
-    .summary = "Add or drop indexed payload fields",
+    .summary = "Add or drop indexed payload fields, change index parameters",
     .options = alter_options,
     .run = alter,
 };

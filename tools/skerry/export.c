@@ -1,4 +1,5 @@
-/* skerry export: every record, page by page in id order, to JSON lines or to a matrix of its vectors. */
+/* skerry export: every record, page by page in id order, to JSON lines or to a matrix of its
+ * vectors. */
 #include "tools/skerry/commands.h"
 #include "tools/skerry/files.h"
 
@@ -80,7 +81,8 @@ static int write_vector(struct exporter *self, const struct skerry_record *recor
             return cli_failed("'%s': %s", self->path, strerror(errno));
     }
     if (vector.size != self->vector_bytes)
-        return cli_failed("record %s has another dimension", cli_id_text(&record->id, id, sizeof id));
+        return cli_failed("record %s has another dimension",
+                          cli_id_text(&record->id, id, sizeof id));
     if (fwrite(vector.bytes, vector.size, 1, self->out) != 1)
         return cli_failed("'%s': %s", self->path, strerror(errno));
     if (self->ids != NULL)
@@ -185,9 +187,10 @@ static int open_outputs(struct exporter *self)
 {
     self->is_npy = ends_with(self->path, ".npy");
     if (!self->is_npy && !ends_with(self->path, ".jsonl") && strcmp(self->path, "-") != 0)
-        return cli_usage("'%s': its name does not tell the format; want .jsonl, .npy, or - for JSON "
-                         "lines to standard output",
-                         self->path);
+        return cli_usage(
+            "'%s': its name does not tell the format; want .jsonl, .npy, or - for JSON "
+            "lines to standard output",
+            self->path);
     if (options.ids != NULL && !self->is_npy)
         return cli_usage("--ids goes with .npy; JSON lines hold their ids");
     self->out = strcmp(self->path, "-") == 0 ? stdout : fopen(self->path, "w");
@@ -231,8 +234,9 @@ const struct cli_command cli_export = {
     .arguments_min = 2,
     .arguments_max = 2,
     .summary = "Write all records of a collection to a file",
-    .details = "FILE: .jsonl (what import reads again), .npy (the vectors, float32), or - for JSON lines\n"
-               "to standard output.",
+    .details =
+        "FILE: .jsonl (what import reads again), .npy (the vectors, float32), or - for JSON lines\n"
+        "to standard output.",
     .options = export_options,
     .run = export_records,
 };

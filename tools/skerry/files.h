@@ -6,9 +6,10 @@
 #include "tools/skerry/cli.h"
 
 /* ---- A matrix of vectors in a file: .npy (float16, float32, float64, int8, uint8; C order),
- * .fvecs, .bvecs. Mapped, not read. ---- */
+ * .fvecs, .bvecs, each also .gz. Mapped, not read. ---- */
 
 struct matrix;
+bool matrix_is_named(const char *path); /* by its ending */
 struct matrix *matrix_open(const char *path, int *status);
 void matrix_close(struct matrix **self);
 uint64_t matrix_rows(const struct matrix *self);
@@ -33,17 +34,26 @@ double lines_share(const struct lines *self);    /* of the file's bytes that wer
 
 /* ---- Records in a file ---- */
 
-struct source_row {
-    const float *vector; /* NULL: none */
+enum { SOURCE_VECTORS_MAX = 16, SOURCE_NAME_BYTES = 65 };
+
+struct source_vector {
+    char name[SOURCE_NAME_BYTES];
     uint32_t dim;
+};
+
+struct source_row {
+    const float *vector; /* NULL: none; several named ones stand one behind the other */
+    uint32_t dim;        /* of all of them together */
+    const struct source_vector *names; /* NULL: one without a name */
+    unsigned name_count;
     bool has_id;
     struct skerry_id id;
     struct skerry_bytes payload;
     uint32_t ttl_s;
 };
 
-/* is_payload: each line is a payload and nothing else (its member id stays in it). kinds: the declared
- * payload fields (name -> kind), for csv; may be NULL; borrowed. */
+/* is_payload: each line is a payload and nothing else (its member id stays in it). kinds: the
+ * declared payload fields (name -> kind), for csv; may be NULL; borrowed. */
 struct source;
 struct source *source_open(const char *path, bool is_payload, const json_t *kinds, int *status);
 void source_close(struct source **self);

@@ -7,8 +7,9 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <zlib.h>
 
-enum { DIM_MAX = 1 << 20, NPY_HEAD_BYTES = 10 };
+enum { DIM_MAX = 1 << 20, NPY_HEAD_BYTES = 10, UNPACK_BYTES = 1 << 20 };
 
 enum element { F16, F32, F64, I8, U8, I32, I64, U32, U64 };
 
@@ -35,11 +36,50 @@ struct matrix {
 
 /* ---- Mapping ---- */
 
+/* A compressed matrix is unpacked into a file without a name: rows are wanted in any order, and one
+ * that does not fit the disk is told so. Returns a descriptor, or -1 after words. */
+static int unpack(const char *path)
+{
+    char *buffer = malloc(UNPACK_BYTES);
+    FILE *out = tmpfile();
+    gzFile in = gzopen(path, "rb");
+    int fd = -1, code = Z_OK, size = -1;
+    if (in == NULL || out == NULL || buffer == NULL) {
+        (void)cli_failed("'%s': %s", path, errno == 0 ? "no memory" : strerror(errno));
+    } else {
+        while ((size = gzread(in, buffer, UNPACK_BYTES)) > 0 &&
+               fwrite(buffer, (size_t)size, 1, out) == 1) {
+        }
+        const char *words = gzerror(in, &code);
+        if (size > 0 || (size == 0 && fflush(out) != 0))
+            (void)cli_failed("'%s' cannot be unpacked: %s", path, strerror(errno));
+        else if (size < 0 || (code != Z_OK && code != Z_STREAM_END))
+            (void)cli_failed("'%s': %s", path, code == Z_ERRNO ? strerror(errno) : words);
+        else
+            fd = dup(fileno(out));
+    }
+    if (in != NULL)
+        gzclose(in);
+    if (out != NULL)
+        fclose(out);
+    free(buffer);
+    return fd;
+}
+
+static bool ends_with(const char *text, const char *end)
+{
+    size_t size = strlen(text), end_size = strlen(end);
+    return size >= end_size && strcmp(text + size - end_size, end) == 0;
+}
+
 static bool map_file(struct matrix *self, const char *path)
 {
     struct stat status;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    bool is_packed = ends_with(path, ".gz");
+    int fd = is_packed ? unpack(path) : open(path, O_RDONLY | O_CLOEXEC);
     self->path = path;
+    if (is_packed && fd < 0)
+        return false;
     if (fd < 0 || fstat(fd, &status) != 0) {
         (void)cli_failed("'%s': %s", path, strerror(errno));
     } else if (!S_ISREG(status.st_mode) || status.st_size <= 0) {
@@ -172,19 +212,23 @@ static bool open_vecs(struct matrix *self, bool is_float)
     return true;
 }
 
-static bool ends_with(const char *text, const char *end)
+bool matrix_is_named(const char *path)
 {
-    size_t size = strlen(text), end_size = strlen(end);
-    return size >= end_size && strcmp(text + size - end_size, end) == 0;
+    static const char *const ends[] = {".npy",    ".fvecs",    ".bvecs",
+                                       ".npy.gz", ".fvecs.gz", ".bvecs.gz"};
+    for (size_t i = 0; i < SK_COUNT_OF(ends); i++)
+        if (ends_with(path, ends[i]))
+            return true;
+    return false;
 }
 
 struct matrix *matrix_open(const char *path, int *status)
 {
     struct matrix *self = calloc(1, sizeof *self);
     bool is_open = self != NULL && map_file(self, path);
-    if (is_open && ends_with(path, ".fvecs"))
+    if (is_open && (ends_with(path, ".fvecs") || ends_with(path, ".fvecs.gz")))
         is_open = open_vecs(self, true);
-    else if (is_open && ends_with(path, ".bvecs"))
+    else if (is_open && (ends_with(path, ".bvecs") || ends_with(path, ".bvecs.gz")))
         is_open = open_vecs(self, false);
     else if (is_open)
         is_open = open_npy(self);
@@ -289,7 +333,7 @@ const float *matrix_row(struct matrix *self, uint64_t row)
 
 bool matrix_is_integers(const char *path)
 {
-    return ends_with(path, ".npy");
+    return ends_with(path, ".npy") || ends_with(path, ".npy.gz");
 }
 
 static uint64_t integer_at(const struct matrix *self, uint64_t row, bool *is_negative)

@@ -1,5 +1,6 @@
 /* skerry node start | stop | status: the supervisor as a child that outlives us. */
 #include "tools/skerry/commands.h"
+#include "tools/skerry/watch.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -58,8 +59,36 @@ static json_t *read_node_json(void)
     return json_load_file(path, 0, &problem);
 }
 
-/* Neither gone, nor a dead child that nobody has collected, nor another program with that number.
- */
+/* The folder after --dir on the command line of a process is ours. */
+static bool is_of_this_folder(pid_t pid)
+{
+    char path[PATH_MAX], line[2 * PATH_MAX];
+    struct stat ours, theirs;
+    snprintf(path, sizeof path, "/proc/%ld/cmdline", (long)pid);
+    FILE *file = fopen(path, "re");
+    size_t size = file == NULL ? 0 : fread(line, 1, sizeof line - 1, file);
+    if (file != NULL)
+        fclose(file);
+    line[size] = '\0';
+    const char *dir = NULL;
+    for (size_t at = 0; dir == NULL && at < size; at += strlen(line + at) + 1) {
+        if (strcmp(line + at, "--dir") == 0)
+            dir = line + at + strlen("--dir") + 1;
+        else if (strncmp(line + at, "--dir=", 6) == 0)
+            dir = line + at + 6;
+    }
+    if (dir == NULL || dir >= line + size)
+        return false;
+    if (dir[0] == '/')
+        snprintf(path, sizeof path, "%s", dir);
+    else
+        snprintf(path, sizeof path, "/proc/%ld/cwd/%.*s", (long)pid, PATH_MAX - 64, dir);
+    return stat(path, &theirs) == 0 && stat(cli_settings.dir, &ours) == 0 &&
+           ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino;
+}
+
+/* Neither gone, nor a dead child that nobody has collected, nor another program or another node's
+ * supervisor with that number: node.json may be older than the last start of the machine. */
 static bool is_supervisor(pid_t pid)
 {
     char path[64], line[512] = "";
@@ -71,7 +100,7 @@ static bool is_supervisor(pid_t pid)
     fclose(file);
     const char *name = strchr(line, '('), *end = strrchr(line, ')');
     return is_read && name != NULL && end != NULL && end[1] == ' ' && end[2] != 'Z' &&
-           end[2] != 'X' && strncmp(name + 1, "skerry-supervis", 15) == 0;
+           end[2] != 'X' && strncmp(name + 1, "skerry-supervis", 15) == 0 && is_of_this_folder(pid);
 }
 
 static pid_t running_pid(json_t *node)
@@ -375,13 +404,8 @@ static void print_processes(const json_t *processes)
     json_t *process;
     json_array_foreach(processes, i, process)
     {
-        char bytes[32];
-        const json_t *number = json_object_get(process, "number");
-        if (number == NULL)
-            cli_table_cell(table, "%s", cli_json_text(process, "name"));
-        else
-            cli_table_cell(table, "%s %ld", cli_json_text(process, "name"),
-                           (long)json_integer_value(number));
+        char bytes[32], name[64];
+        cli_table_cell(table, "%s", watch_process_name(process, name, sizeof name));
         cli_table_cell(table, "%ld", (long)cli_json_number(process, "pid"));
         cli_table_cell(table, "%s", cli_json_text(process, "state"));
         cli_table_cell(table, "%ld", (long)cli_json_number(process, "restarts"));
@@ -404,11 +428,8 @@ static int print_status(const struct skerry_reply *reply)
     printf("%s  local %s  tcp %s  http %s\nkey %s\n", is_ready ? "ready" : "not ready",
            cli_json_text(endpoints, "client_ipc"), cli_json_text(endpoints, "client_tcp"),
            cli_json_text(endpoints, "http"), cli_json_text(status, "public_key"));
-    if (wakeup != NULL) {
-        char *words = json_dumps(wakeup, JSON_COMPACT | JSON_ENCODE_ANY);
-        printf("wakeup %s\n", words == NULL ? "" : words);
-        free(words);
-    }
+    if (json_is_object(wakeup))
+        printf("wake-up %s (%s)\n", cli_json_text(wakeup, "mode"), cli_json_text(wakeup, "state"));
     putchar('\n');
     print_processes(json_object_get(status, "processes"));
     json_decref(status);

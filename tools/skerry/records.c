@@ -9,7 +9,8 @@ static struct {
     const char *id, *like, *file, *filter, *using;
     uint32_t limit, ef, row;
     double score_threshold;
-    bool exact, with_payload, with_vector;
+    bool exact, with_vector;
+    struct cli_optional with_payload;
 } options = {.row = UINT32_MAX, .score_threshold = -1e300};
 
 static const struct cli_option search_options[] = {
@@ -23,7 +24,8 @@ static const struct cli_option search_options[] = {
     {"exact", CLI_FLAG, &options.exact, NULL, "compare with every record"},
     {"score-threshold", CLI_DOUBLE, &options.score_threshold, "S", "the worst score let in"},
     {"using", CLI_TEXT, &options.using, "NAME", "which vector field, where there are several"},
-    {"with-payload", CLI_FLAG, &options.with_payload, NULL, "show the payloads"},
+    {"with-payload", CLI_OPTIONAL, &options.with_payload, "NAME,...",
+     "show the payloads, or these members of them"},
     {"with-vector", CLI_FLAG, &options.with_vector, NULL, "give the vectors (with --json)"},
     {0},
 };
@@ -181,8 +183,22 @@ static int search_file(struct skerry *db, struct skerry_search *request)
     return status;
 }
 
+enum { PAYLOAD_KEYS_MAX = 64 };
+
+/* "a,b" in names (cut up) as a list. */
+static size_t split_names(char *names, const char *keys[PAYLOAD_KEYS_MAX])
+{
+    char *rest = NULL;
+    size_t count = 0;
+    for (char *name = names == NULL ? NULL : strtok_r(names, ",", &rest);
+         name != NULL && count < PAYLOAD_KEYS_MAX; name = strtok_r(NULL, ",", &rest))
+        keys[count++] = name;
+    return count;
+}
+
 static int search(int count, char **arguments)
 {
+    const char *keys[PAYLOAD_KEYS_MAX];
     struct skerry_id like;
     float threshold = (float)options.score_threshold;
     int status = CLI_DONE;
@@ -193,6 +209,7 @@ static int search(int count, char **arguments)
         return cli_usage("what to search for? give one of --id ID, --like ID and --file Q.npy");
     if (like_word != NULL && !cli_id(like_word, &like))
         return cli_usage("'%s' is not an id", like_word);
+    char *names = options.with_payload.value == NULL ? NULL : strdup(options.with_payload.value);
     struct skerry_search request = {
         .collection = arguments[0],
         .like = like_word == NULL ? NULL : &like,
@@ -201,7 +218,9 @@ static int search(int count, char **arguments)
         .ef = options.ef,
         .filter = {.json = options.filter},
         .score_threshold = options.score_threshold > -1e299 ? &threshold : NULL,
-        .with_payload = options.with_payload,
+        .with_payload = options.with_payload.is_given,
+        .payload_keys = keys,
+        .payload_key_count = split_names(names, keys),
         .with_vector = options.with_vector,
         .exact = options.exact,
         .deadline_ms = cli_settings.deadline_ms,
@@ -209,6 +228,7 @@ static int search(int count, char **arguments)
     struct skerry *db = cli_connect(&status);
     if (db != NULL)
         status = like_word != NULL ? submit_and_show(db, &request) : search_file(db, &request);
+    free(names);
     skerry_close(&db);
     return status;
 }
@@ -219,8 +239,9 @@ const struct cli_command cli_search = {
     .arguments_min = 1,
     .arguments_max = 1,
     .summary = "Find the nearest records",
-    .details = "Example: skerry search docs --like 26047602 --limit 5 --with-payload\n"
-               "         skerry search docs --file q.npy --filter "
+    .details = "Examples:\n"
+               "  skerry search docs --like 26047602 --limit 5 --with-payload title,year\n"
+               "  skerry search docs --file q.npy --filter "
                "'{\"must\":[{\"key\":\"pos\",\"match\":\"noun\"}]}'",
     .options = search_options,
     .run = search,

@@ -30,6 +30,8 @@ struct source {
     char *id_text;
     float *vector;
     size_t vector_size, vector_capacity;
+    struct source_vector names[SOURCE_VECTORS_MAX];
+    unsigned name_count;
     /* csv */
     struct column *columns;
     size_t column_count;
@@ -82,15 +84,13 @@ static struct skerry_bytes finish_payload(struct source *self, uint32_t count)
 
 /* ---- JSON lines ---- */
 
-static int read_json_vector(struct source *self, struct sk_span span)
+static int read_json_numbers(struct source *self, struct sk_reader *scan)
 {
-    struct sk_reader scan = {span.bytes, span.bytes + span.size};
     struct sk_value list, value;
-    if (!sk_scan_next(&scan, &list) || list.kind != SK_VALUE_ARRAY)
-        return bad_line(self, "member vector is not an array of numbers (named vectors cannot be "
-                              "imported from a file yet: take one file a field, with --using)");
+    if (!sk_scan_next(scan, &list) || list.kind != SK_VALUE_ARRAY)
+        return bad_line(self, "member vector is neither an array of numbers nor an object of such");
     for (uint32_t i = 0; i < list.count; i++) {
-        if (!sk_scan_next(&scan, &value) ||
+        if (!sk_scan_next(scan, &value) ||
             (value.kind != SK_VALUE_FLOAT && value.kind != SK_VALUE_UNSIGNED &&
              value.kind != SK_VALUE_NEGATIVE))
             return bad_line(self, "member vector is not an array of numbers");
@@ -116,6 +116,31 @@ static int keep_id(struct source *self, struct source_row *row, const struct sk_
     self->id_text = strndup((const char *)value->span.bytes, value->span.size);
     row->id.text = self->id_text;
     return self->id_text == NULL ? bad_line(self, "no memory") : 1;
+}
+
+/* [..], or {"title": [..], "body": [..]}. */
+static int read_json_vector(struct source *self, struct sk_span span)
+{
+    struct sk_reader scan = {span.bytes, span.bytes + span.size}, inside = scan;
+    struct sk_value map, key;
+    if (!sk_scan_next(&inside, &map) || map.kind != SK_VALUE_MAP)
+        return read_json_numbers(self, &scan);
+    if (map.count > SOURCE_VECTORS_MAX)
+        return bad_line(self, "more than 16 named vectors");
+    for (uint32_t i = 0; i < map.count; i++) {
+        struct source_vector *name = &self->names[i];
+        size_t before = self->vector_size;
+        if (!sk_scan_next(&inside, &key) || key.kind != SK_VALUE_TEXT ||
+            key.span.size >= sizeof name->name)
+            return bad_line(self, "a vector's name is not a text of at most 64 bytes");
+        snprintf(name->name, sizeof name->name, "%.*s", (int)key.span.size,
+                 (const char *)key.span.bytes);
+        if (read_json_numbers(self, &inside) != 1)
+            return -1;
+        name->dim = (uint32_t)(self->vector_size - before);
+        self->name_count++;
+    }
+    return 1;
 }
 
 /* {"id": .., "vector": [..], "payload": {..}, "ttl_s": ..}; without a member payload, all members
@@ -175,6 +200,7 @@ static int next_json(struct source *self, struct source_row *row)
         return 1;
     }
     self->vector_size = 0;
+    self->name_count = 0;
     begin_payload(self);
     uint32_t other_count = 0;
     for (uint32_t i = 0, count = map.count; i < count; i++)
@@ -184,6 +210,8 @@ static int next_json(struct source *self, struct source_row *row)
         return bad_line(self, "no memory");
     if (row->payload.bytes == NULL && other_count > 0)
         row->payload = finish_payload(self, other_count);
+    row->names = self->name_count == 0 ? NULL : self->names;
+    row->name_count = self->name_count;
     row->vector = self->vector_size == 0 ? NULL : self->vector;
     row->dim = (uint32_t)self->vector_size;
     return 1;
@@ -368,7 +396,7 @@ static bool open_source(struct source *self, const char *path)
         (void)cli_failed("'%s': payloads come as .jsonl or .jsonl.gz", path);
         return false;
     }
-    if (ends_with(path, ".npy") || ends_with(path, ".fvecs") || ends_with(path, ".bvecs")) {
+    if (matrix_is_named(path)) {
         self->kind = MATRIX;
         self->matrix = matrix_open(path, &status);
         return self->matrix != NULL;
@@ -376,8 +404,8 @@ static bool open_source(struct source *self, const char *path)
     if (!is_csv && !ends_with(path, ".jsonl") && !ends_with(path, ".jsonl.gz") &&
         strcmp(path, "-") != 0) {
         (void)cli_failed(
-            "'%s': its name does not tell the format; want .npy, .fvecs, .bvecs, .jsonl, "
-            ".csv (the last two also .gz), or - for JSON lines from standard input",
+            "'%s': its name does not tell the format; want .npy, .fvecs, .bvecs, .jsonl or "
+            ".csv (each also .gz), or - for JSON lines from standard input",
             path);
         return false;
     }

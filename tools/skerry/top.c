@@ -29,9 +29,8 @@ static const json_t *member_named(const json_t *list, const char *op)
 {
     json_t *member;
     size_t i;
-    json_array_foreach((json_t *)(uintptr_t)list, i, member)
-        if (strcmp(cli_json_text(member, "op"), op) == 0)
-            return member;
+    json_array_foreach((json_t *)(uintptr_t)list, i,
+                       member) if (strcmp(cli_json_text(member, "op"), op) == 0) return member;
     return NULL;
 }
 
@@ -64,9 +63,8 @@ static double quantile_us(const json_t *latency, const json_t *before, double q)
         total += in_bucket[i];
     }
     for (size_t i = 0; i < size && total > 0; i++) {
-        double high_us = i < json_array_size(bounds)
-                             ? json_number_value(json_array_get(bounds, i))
-                             : low_us; /* the last bucket has no end */
+        double high_us = i < json_array_size(bounds) ? json_number_value(json_array_get(bounds, i))
+                                                     : low_us; /* the last bucket has no end */
         if (in_bucket[i] > 0 && seen + in_bucket[i] >= q * total)
             return low_us + (high_us - low_us) * (q * total - seen) / in_bucket[i];
         seen += in_bucket[i];
@@ -97,8 +95,10 @@ void watch_print_requests(const json_t *stats, const json_t *before, double seco
         else
             cli_table_cell(table, "%.0f", requests / seconds);
         cli_table_cell(table, "%s", cli_count_text((uint64_t)(failed < 0 ? 0 : failed), errors));
-        cli_table_cell(table, "%s", cli_duration_text(1e-6 * quantile_us(latency, earlier, 0.5), p50));
-        cli_table_cell(table, "%s", cli_duration_text(1e-6 * quantile_us(latency, earlier, 0.99), p99));
+        cli_table_cell(table, "%s",
+                       cli_duration_text(1e-6 * quantile_us(latency, earlier, 0.5), p50));
+        cli_table_cell(table, "%s",
+                       cli_duration_text(1e-6 * quantile_us(latency, earlier, 0.99), p99));
     }
     cli_table_print(&table);
 }
@@ -119,8 +119,7 @@ static void print_processes(const json_t *topology, const json_t *before, double
         cli_table_cell(table, "%ld", (long)cli_json_number(process, "pid"));
         cli_table_cell(table, "%s", cli_json_text(process, "state"));
         cli_table_cell(table, "%.0f %%", 100 * share);
-        cli_table_cell(table, "%s",
-                       cli_bytes_text(cli_json_number(process, "rss_bytes"), memory));
+        cli_table_cell(table, "%s", cli_bytes_text(cli_json_number(process, "rss_bytes"), memory));
         cli_table_cell(table, "%ld", (long)cli_json_number(process, "restarts"));
     }
     cli_table_print(&table);
@@ -128,8 +127,8 @@ static void print_processes(const json_t *topology, const json_t *before, double
 
 static void print_collections(const json_t *stats)
 {
-    static const char *const heads[] = {"collection", "records", "pending", "disk", "index memory",
-                                        "index"};
+    static const char *const heads[] = {"collection", "records",      "pending",
+                                        "disk",       "index memory", "index"};
     const json_t *collections = json_object_get(stats, "collections");
     json_t *collection, *index;
     size_t i, k;
@@ -144,11 +143,13 @@ static void print_collections(const json_t *stats)
                        cli_count_text((uint64_t)cli_json_number(collection, "records"), text));
         cli_table_cell(table, "%s",
                        cli_count_text((uint64_t)cli_json_number(collection, "pending_rows"), text));
-        cli_table_cell(table, "%s", cli_bytes_text(cli_json_number(collection, "disk_bytes"), text));
-        cli_table_cell(table, "%s", cli_bytes_text(cli_json_number(collection, "index_bytes"), text));
-        json_array_foreach(json_object_get(collection, "indexes"), k, index)
-            if (k == 0 || strcmp(cli_json_text(index, "state"), "ready") != 0)
-                watch_index_text(index, state, sizeof state);
+        cli_table_cell(table, "%s",
+                       cli_bytes_text(cli_json_number(collection, "disk_bytes"), text));
+        cli_table_cell(table, "%s",
+                       cli_bytes_text(cli_json_number(collection, "index_bytes"), text));
+        json_array_foreach(json_object_get(collection, "indexes"), k,
+                           index) if (k == 0 || strcmp(cli_json_text(index, "state"), "ready") != 0)
+            watch_index_text(index, state, sizeof state);
         cli_table_cell(table, "%s", state);
     }
     putchar('\n');
@@ -185,8 +186,8 @@ static void show(const struct look *now, const struct look *before)
     const json_t *queue = json_object_get(now->stats, "queue");
     double seconds = now->at_s - before->at_s;
     if (cli_settings.json) {
-        (void)cli_print_json(json_pack("{s:f,s:O,s:O}", "seconds", seconds, "topology", now->topology,
-                                       "stats", now->stats));
+        (void)cli_print_json(json_pack("{s:f,s:O,s:O}", "seconds", seconds, "topology",
+                                       now->topology, "stats", now->stats));
         return;
     }
     watch_print_head(now->topology);

@@ -104,15 +104,15 @@ static void draw_worker_shards(const json_t *topology, const json_t *process, co
     for (int pass = 0; pass < 2; pass++) /* the last one is known after they were counted */
         json_array_foreach(json_object_get(topology, "collections"), i, collection)
             json_array_foreach(json_object_get(collection, "shards"), k, shard)
-            {
-                if (!is_of_worker(shard, process))
-                    continue;
-                if (pass == 0)
-                    count++;
-                else
-                    draw_shard(cli_json_text(collection, "name"), shard, prefix,
-                               ++at == count ? strokes()->last : strokes()->branch);
-            }
+        {
+            if (!is_of_worker(shard, process))
+                continue;
+            if (pass == 0)
+                count++;
+            else
+                draw_shard(cli_json_text(collection, "name"), shard, prefix,
+                           ++at == count ? strokes()->last : strokes()->branch);
+        }
 }
 
 static void draw_process(const json_t *topology, const json_t *process, const json_t *before,
@@ -193,8 +193,7 @@ void watch_print_head(const json_t *topology)
            json_is_true(json_object_get(node, "ready")) ? "ready" : "not ready",
            cli_duration_text(cli_json_number(node, "uptime_s"), up));
     if (json_is_object(wakeup))
-        printf("   wake-up %s (%s)", cli_json_text(wakeup, "mode"),
-               cli_json_text(wakeup, "state"));
+        printf("   wake-up %s (%s)", cli_json_text(wakeup, "mode"), cli_json_text(wakeup, "state"));
     putchar('\n');
 }
 

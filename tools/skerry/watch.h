@@ -1,5 +1,5 @@
-/* What `topology`, `top` and `stats` share: reading the node's own description of itself. The members
- * are those of the replies `topology` and `stats`; what is missing counts as nothing. */
+/* What `topology`, `top` and `stats` share: reading the node's own description of itself. The
+ * members are those of the replies `topology` and `stats`; what is missing counts as nothing. */
 #ifndef SK_TOOLS_WATCH_H
 #define SK_TOOLS_WATCH_H
 
