@@ -185,12 +185,11 @@ static bool find_key(struct sk_span packed_map, const char *key, size_t size, st
     if (sk_read(&from, &head, NULL) != SK_ERR_OK || head.kind != SK_VALUE_MAP)
         return false;
     for (uint32_t i = 0; i < head.count; i++) {
-        struct sk_value name;
-        struct sk_span value;
-        if (sk_read(&from, &name, NULL) != SK_ERR_OK ||
+        struct sk_span name, value;
+        if (sk_read_key(&from, &name, NULL) != SK_ERR_OK ||
             sk_read_raw(&from, SK_PACK_DEPTH_MAX, &value, NULL) != SK_ERR_OK)
             return false;
-        if (name.span.size == size && memcmp(name.span.bytes, key, size) == 0) {
+        if (name.size == size && memcmp(name.bytes, key, size) == 0) {
             *out = value;
             return true;
         }
@@ -388,27 +387,26 @@ void sk_payload_merge(struct sk_buffer *to, struct sk_span old, struct sk_span c
 {
     size_t at = sk_put_map_open(to);
     uint32_t count = 0;
-    struct sk_value key;
-    struct sk_span value, other;
+    struct sk_span key, value, other;
     struct sk_reader from = sk_reader_of(old);
     for (uint32_t left = old.size > 0 ? head_count(&from) : 0; left > 0; left--) {
-        if (sk_read(&from, &key, NULL) != SK_ERR_OK ||
+        if (sk_read_key(&from, &key, NULL) != SK_ERR_OK ||
             sk_read_raw(&from, SK_PACK_DEPTH_MAX, &value, NULL) != SK_ERR_OK)
             break;
-        if (find_key(change, (const char *)key.span.bytes, key.span.size, &other))
+        if (find_key(change, (const char *)key.bytes, key.size, &other))
             continue;
-        sk_put_text_of(to, key.span);
+        sk_put_text_of(to, key);
         sk_put_raw(to, value);
         count++;
     }
     from = sk_reader_of(change);
     for (uint32_t left = head_count(&from); left > 0; left--) {
-        if (sk_read(&from, &key, NULL) != SK_ERR_OK ||
+        if (sk_read_key(&from, &key, NULL) != SK_ERR_OK ||
             sk_read_raw(&from, SK_PACK_DEPTH_MAX, &value, NULL) != SK_ERR_OK)
             break;
         if (value.bytes[0] == 0xC0)
             continue;
-        sk_put_text_of(to, key.span);
+        sk_put_text_of(to, key);
         sk_put_raw(to, value);
         count++;
     }
@@ -421,14 +419,12 @@ void sk_payload_select(struct sk_buffer *to, struct sk_span payload, const struc
     uint32_t count = 0;
     struct sk_reader from = sk_reader_of(names->members);
     for (uint32_t i = 0; i < names->count; i++) {
-        struct sk_value name;
-        struct sk_span value;
-        if (sk_read(&from, &name, NULL) != SK_ERR_OK)
+        struct sk_span name, value;
+        if (sk_read_key(&from, &name, NULL) != SK_ERR_OK)
             break;
-        if (payload.size == 0 ||
-            !find_key(payload, (const char *)name.span.bytes, name.span.size, &value))
+        if (payload.size == 0 || !find_key(payload, (const char *)name.bytes, name.size, &value))
             continue;
-        sk_put_text_of(to, name.span);
+        sk_put_text_of(to, name);
         sk_put_raw(to, value);
         count++;
     }

@@ -288,6 +288,18 @@ static void depth_is_bounded(void **state)
     }
 }
 
+static void a_claim_is_compared_with_what_is_left_at_once(void **state)
+{
+    (void)state;
+    struct sk_value value;
+    struct sk_reader from = sk_reader_of(sk_span_of("\x82\xc0\xc0\xc0", 4)); /* two pairs are four values */
+    assert_int_equal(sk_read(&from, &value, NULL), SK_ERR_INVALID);
+    from = sk_reader_of(sk_span_of("\x94\xc0\xc0\xc0", 4));
+    assert_int_equal(sk_read(&from, &value, NULL), SK_ERR_INVALID);
+    from = sk_reader_of(sk_span_of("\x82\xc0\xc0\xc0\xc0", 5));
+    assert_int_equal(sk_read(&from, &value, NULL), SK_ERR_OK);
+}
+
 static void keys_are_text(void **state)
 {
     (void)state;
@@ -360,6 +372,7 @@ int main(void)
         cmocka_unit_test(random_values_read_as_msgpack_c_reads_them),
         cmocka_unit_test(every_first_byte_is_read_as_msgpack_c_reads_it),
         cmocka_unit_test(depth_is_bounded),
+        cmocka_unit_test(a_claim_is_compared_with_what_is_left_at_once),
         cmocka_unit_test(keys_are_text),
         cmocka_unit_test(numbers_convert_only_where_they_fit),
         cmocka_unit_test(without_memory_a_buffer_is_broken_and_says_so_once),

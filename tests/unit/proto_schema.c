@@ -314,6 +314,14 @@ static void a_map_is_written_read_searched_and_survived(void **state)
         assert_int_equal(again.collection_count, 2);
     }
     for_every_wound(sk_buffer_span(&packed), look_map, NULL);
+    for (size_t at = 0; at + 4 < packed.size; at++) { /* a worker too few for three shards */
+        if (memcmp(packed.bytes + at, "\x93\x00\x00\x05", 4) != 0)
+            continue;
+        memcpy(packed.bytes + at, "\x92\xcc\x00\x05", 4);
+        assert_int_equal(sk_map_decode(&again, sk_buffer_span(&packed), &d), SK_ERR_INVALID);
+        assert_non_null(strstr(d.text, "2 workers"));
+        break;
+    }
     sk_map_deinit(&map);
     sk_map_deinit(&again);
     sk_buffer_deinit(&packed);

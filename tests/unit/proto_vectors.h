@@ -236,7 +236,8 @@ static inline void for_every_wound(struct sk_span frame,
         for (unsigned how = 0; how < 8 + sizeof values; how++) {
             struct sk_span changed = exact_copy(frame, frame.size);
             uint8_t *byte = (uint8_t *)(uintptr_t)changed.bytes + at;
-            *byte = how < 8 ? (uint8_t)(*byte ^ (1U << how)) : values[how - 8];
+            unsigned value = how < 8 ? *byte ^ (1U << how) : values[how - 8];
+            *byte = (uint8_t)value;
             look(changed, false, arg);
             span_free(&changed);
         }
