@@ -133,6 +133,36 @@ static void past_its_limits_it_is_busy_and_recovers(void **state)
     world_end(&w);
 }
 
+static void replies_find_their_requests_however_long_some_of_them_take(void **state)
+{
+    (void)state;
+    static struct world w;
+    struct message *open[32] = {NULL};
+    sk_peer clients[32];
+    uint64_t seed = 5;
+    world_begin_with(&w, &(struct sk_router_config){.requests_in_flight_max = 32});
+    w.map_version = 5;
+    world_add_collection(&w, "docs", 2, SK_SCHEMA_L2, 1, 1);
+    world_give_map(&w);
+    world_hello(&w, 0, 100);
+    for (unsigned i = 0; i < 1800; i++) {
+        seed = seed * UINT64_C(6364136223846793005) + 1442695040888963407;
+        unsigned at = (unsigned)(seed >> 40) % 32; /* the first few live long */
+        if (at < 16 && i % 50 != 0)
+            at += 16;
+        if (open[at] != NULL) {
+            world_reply_ok(&w, open[at], "count", at);
+            assert_number(&w, clients[at], "count", at);
+            open[at] = NULL;
+        } else {
+            struct sk_request request = search_request(i, query, 2);
+            clients[at] = world_ask(&w, &request);
+            assert_non_null(open[at] = world_take(&w, WORKER_0));
+        }
+    }
+    world_end(&w);
+}
+
 /* ---- one shard ---- */
 
 static void one_shard_sees_the_frame_and_the_client_the_reply_untouched(void **state)
@@ -687,6 +717,7 @@ int main(void)
         cmocka_unit_test(roles_are_kept_and_a_key_that_is_not_known_is_told_so),
         cmocka_unit_test(a_collection_that_is_not_there_is_named_with_the_closest),
         cmocka_unit_test(past_its_limits_it_is_busy_and_recovers),
+        cmocka_unit_test(replies_find_their_requests_however_long_some_of_them_take),
         cmocka_unit_test(one_shard_sees_the_frame_and_the_client_the_reply_untouched),
         cmocka_unit_test(a_reply_that_makes_no_sense_is_an_error_and_nobody_else_s),
         cmocka_unit_test(every_request_is_answered_at_its_deadline),

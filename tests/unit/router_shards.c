@@ -441,8 +441,12 @@ static void check_searches(void)
         like.like = id_of(1 + draw(60));
         like.present |= UINT64_C(1) << SK_FIELD_like;
         struct record *record = model_find(&like.like);
+        if (round % 2 == 0) { /* few: all of them may be of the record's own shard */
+            like.limit = (uint32_t)(1 + draw(3));
+            like.present &= ~(UINT64_C(1) << SK_FIELD_score_threshold);
+        }
         if (record != NULL && record->is_there)
-            assert_like_model(&like, radius);
+            assert_like_model(&like, round % 2 == 0 ? hits : radius);
         unsigned count = (unsigned)(1 + draw(6));
         sk_buffer_clear(&many);
         sk_put_bin_head(&many, count * sizeof query);
