@@ -220,6 +220,12 @@ enum sk_err sk_store_select_txn(const struct sk_store *self, MDB_txn *txn, uint6
                                 const struct sk_filter *filter, struct sk_selection *out,
                                 struct sk_diag *d);
 
+/* libroaring 0.2.66 does not take NULL. */
+static inline void sk_bitmap_free(roaring_bitmap_t *rows)
+{
+    if (rows != NULL)
+        roaring_bitmap_free(rows);
+}
 static inline MDB_val sk_val(const void *bytes, size_t size)
 {
     union {

@@ -129,6 +129,10 @@ static enum sk_err note_change(struct sk_store *self, const uint8_t *prefix, uin
             change->removed = roaring_bitmap_create();
         }
         if (change == NULL || change->added == NULL || change->removed == NULL) {
+            if (change != NULL) {
+                sk_bitmap_free(change->added);
+                sk_bitmap_free(change->removed);
+            }
             free(change);
             return sk_fail(d, SK_ERR_NOMEM, "no memory for payload indexes");
         }

@@ -485,8 +485,7 @@ enum sk_err sk_store_select(struct sk_store_reader *self, const struct sk_filter
 
 void sk_selection_deinit(struct sk_selection *self)
 {
-    if (self->rows != NULL)
-        roaring_bitmap_free(self->rows);
+    sk_bitmap_free(self->rows);
     self->rows = NULL;
     self->count = 0;
 }

@@ -319,8 +319,8 @@ static enum sk_err check_entry(struct checking *self, MDB_val key, MDB_val value
             err = rc == 0 ? SK_ERR_OK : say(self, rc, "pindex");
         }
     }
-    roaring_bitmap_free(rows);
-    roaring_bitmap_free(kept);
+    sk_bitmap_free(rows);
+    sk_bitmap_free(kept);
     return err;
 }
 
