@@ -343,6 +343,8 @@ static int bench(int count, char **arguments)
         return cli_usage(
             "--in-flight is at most %d, --query-count and --limit at most %d, --rate above 0",
             IN_FLIGHT_MAX, QUERIES_MAX);
+    if (!cli_check_json("--filter", options.filter))
+        return CLI_USAGE;
     self.collection = arguments[0];
     self.db = cli_connect(&status);
     if (self.db != NULL)

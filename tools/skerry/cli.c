@@ -136,7 +136,7 @@ int cli_print_json(json_t *value)
 {
     if (value == NULL)
         return cli_failed("no memory for the result");
-    int rc = json_dumpf(value, stdout, JSON_COMPACT | JSON_ENCODE_ANY);
+    int rc = json_dumpf(value, stdout, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(12));
     putchar('\n');
     json_decref(value);
     return rc == 0 ? CLI_DONE : CLI_FAILED;
@@ -175,6 +175,18 @@ int cli_call(const char *op, json_t *fields, json_t **out)
     skerry_reply_free(&reply);
     skerry_close(&db);
     return status;
+}
+
+bool cli_check_json(const char *option, const char *text)
+{
+    struct skerry_error error = {0};
+    struct skerry_bytes bytes = {0};
+    enum skerry_code code =
+        text == NULL ? SKERRY_OK : skerry_json_to_msgpack(text, strlen(text), &bytes, &error);
+    skerry_bytes_free(&bytes);
+    if (code != SKERRY_OK)
+        (void)cli_usage("%s: %s", option, error.message);
+    return code == SKERRY_OK;
 }
 
 /* ---- Ids ---- */

@@ -94,6 +94,9 @@ int cli_call(const char *op, json_t *fields /* taken */, json_t **out);
 int cli_print_reply(const struct skerry_reply *reply); /* the reply as one line of JSON */
 int cli_print_json(json_t *value /* taken */);
 
+/* Is what was given with an option JSON? NULL is. false: it said what is wrong. */
+bool cli_check_json(const char *option, const char *text);
+
 /* Ids as typed: digits are a number, "str:5" the text 5, else a text. */
 bool cli_id(const char *word, struct skerry_id *out);
 const char *cli_id_text(const struct skerry_id *id, char *out, size_t size);

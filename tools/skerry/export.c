@@ -207,6 +207,8 @@ static int export_records(int count, char **arguments)
     int status = CLI_DONE;
     char text[32];
     (void)count;
+    if (!cli_check_json("--filter", options.filter))
+        return CLI_USAGE;
     self.db = cli_connect(&status);
     if (status == CLI_DONE)
         status = open_outputs(&self);

@@ -334,8 +334,9 @@ static int report(struct importer *self, int status)
     show_progress(self, true);
     if (status != CLI_DONE) {
         import_save_state(self);
-        cli_note("%llu records were acknowledged; the same command goes on from there",
-                 (unsigned long long)(self->acknowledged + self->resumed_from));
+        if (self->state_path[0] != '\0' && self->acknowledged + self->resumed_from > 0)
+            cli_note("%llu records were acknowledged; the same command goes on from there",
+                     (unsigned long long)(self->acknowledged + self->resumed_from));
         return status;
     }
     if (self->state_path[0] != '\0')

@@ -209,6 +209,8 @@ static int search(int count, char **arguments)
         return cli_usage("what to search for? give one of --id ID, --like ID and --file Q.npy");
     if (like_word != NULL && !cli_id(like_word, &like))
         return cli_usage("'%s' is not an id", like_word);
+    if (!cli_check_json("--filter", options.filter))
+        return CLI_USAGE;
     char *names = options.with_payload.value == NULL ? NULL : strdup(options.with_payload.value);
     struct skerry_search request = {
         .collection = arguments[0],

@@ -86,7 +86,7 @@ static void draw_shard(const char *collection, const json_t *shard, const char *
         printf("   %s", watch_index_text(index, text, sizeof text));
     }
     if (pending > 0)
-        printf("   %s rows pending", cli_count_text((uint64_t)pending, records));
+        printf("   %s pending", cli_count_text((uint64_t)pending, records));
     if (state[0] != '\0' && strcmp(state, "ok") != 0)
         printf("   %s %s", state, cli_json_text(shard, "error"));
     putchar('\n');
@@ -142,14 +142,14 @@ void watch_vectors_text(const json_t *vectors, char *out, size_t size)
     size_t used = 0;
     out[0] = '\0';
     if (json_object_get(vectors, "dim") != NULL) {
-        snprintf(out, size, "%.0f x %s, %s", cli_json_number(vectors, "dim"),
+        snprintf(out, size, "%.0f x %s  %s", cli_json_number(vectors, "dim"),
                  cli_json_text(vectors, "metric"),
                  cli_json_text(json_object_get(vectors, "index"), "type"));
         return;
     }
     json_object_foreach((json_t *)(uintptr_t)vectors, name, field)
     {
-        int more = snprintf(out + used, size - used, "%s%s: %.0f x %s, %s", used > 0 ? "; " : "",
+        int more = snprintf(out + used, size - used, "%s%s: %.0f x %s  %s", used > 0 ? "; " : "",
                             name, cli_json_number(field, "dim"), cli_json_text(field, "metric"),
                             cli_json_text(json_object_get(field, "index"), "type"));
         used += more < 0 ? 0 : (size_t)more;
