@@ -16,6 +16,9 @@
 
 enum sk_metric { SK_METRIC_L2 = 1, SK_METRIC_IP = 2, SK_METRIC_COSINE = 3 };
 
+/* How many rows at random places are asked for before the first of them is needed. */
+enum { SK_ROWS_AHEAD = 6 };
+
 struct sk_kernels {
     const char *isa; /* "scalar", "avx2", "avx512", "neon" */
     float (*dot_f32)(const float *a, const float *b, size_t n);
@@ -35,6 +38,10 @@ struct sk_kernels {
      * and 64b + 32 + j in its high nibble, values 0..15. n is a multiple of 64. -128 must not occur
      * in b. */
     int32_t (*dot_u4_s8)(const uint8_t *codes, const int8_t *b, size_t n);
+    /* out[i] = dot_u4_s8(codes + rows[i] x n / 2, b, n), rows at random places: the code of
+     * rows[i + SK_ROWS_AHEAD] is prefetched while row i is worked on. */
+    void (*dots_u4_s8)(const uint8_t *codes, const uint32_t *rows, size_t count, const int8_t *b,
+                       size_t n, int32_t *out);
     /* In-place fast Hadamard transform without scaling; n is a power of two. */
     void (*fht_f32)(float *x, size_t n);
     float (*max_abs_f32)(const float *x, size_t n); /* 0 for n = 0 */

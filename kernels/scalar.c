@@ -101,6 +101,15 @@ static int32_t dot_u4_s8(const uint8_t *codes, const int8_t *b, size_t n)
     return sum;
 }
 
+static void dots_u4_s8(const uint8_t *codes, const uint32_t *rows, size_t count, const int8_t *b,
+                       size_t n, int32_t *out)
+{
+    for (size_t i = 0; i < count; i++) {
+        sk_prefetch_row(codes, n / 2, rows, count, i + SK_ROWS_AHEAD);
+        out[i] = dot_u4_s8(codes + rows[i] * (n / 2), b, n);
+    }
+}
+
 static void fht_f32(float *x, size_t n)
 {
     for (size_t h = 1; h < n; h *= 2)
@@ -169,6 +178,7 @@ const struct sk_kernels sk_kernels_scalar = {
     .l2sq_s8 = l2sq_s8,
     .dot_s16_s8 = dot_s16_s8,
     .dot_u4_s8 = dot_u4_s8,
+    .dots_u4_s8 = dots_u4_s8,
     .fht_f32 = fht_f32,
     .max_abs_f32 = max_abs_f32,
     .scale_f32 = scale_f32,

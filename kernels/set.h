@@ -13,4 +13,12 @@ extern const struct sk_kernels sk_kernels_avx512;
 extern const struct sk_kernels sk_kernels_neon;
 #endif
 
+static inline void sk_prefetch_row(const uint8_t *base, size_t row_bytes, const uint32_t *rows,
+                                   size_t count, size_t at)
+{
+    if (at < count)
+        for (size_t line = 0; line < row_bytes; line += 64)
+            __builtin_prefetch(base + rows[at] * row_bytes + line);
+}
+
 #endif

@@ -111,6 +111,14 @@ static void integers_match(const struct sk_kernels *set, const int8_t *a, const 
             short_dot += (codes[block / 2 + j] >> 4) * b[block + 32 + j];
         }
     EXPECT(set->dot_u4_s8(codes, b, n) == short_dot, "%s dot_u4_s8 n %zu", set->isa, n);
+    const uint32_t rows[] = {3, 0, 2, 2, 1, 0, 3, 1, 2};
+    int32_t dots[9];
+    if (2 * n > ROOM / 8) /* four codes of n / 2 bytes were filled */
+        return;
+    set->dots_u4_s8(codes, rows, 9, b, n, dots);
+    for (size_t i = 0; i < 9; i++)
+        EXPECT(dots[i] == set->dot_u4_s8(codes + rows[i] * (n / 2), b, n),
+               "%s dots_u4_s8 n %zu at %zu", set->isa, n, i);
 }
 
 static void conversions_match(const struct sk_kernels *set, const struct sk_kernels *oracle,

@@ -24,9 +24,12 @@ struct sk_generation *sk_generation_new(const struct sk_index *self, uint32_t nu
         return NULL;
     generation->number = number;
     generation->mean = calloc(self->padded, sizeof *generation->mean);
-    if (generation->mean == NULL ||
-        !sk_region_reserve(&generation->codes, (size_t)self->rows_max * self->code_stride) ||
-        !sk_region_reserve(&generation->planes, (size_t)self->rows_max * self->padded))
+    bool is_reserved = generation->mean != NULL;
+    for (unsigned part = 0; part < SK_PART_COUNT && is_reserved; part++)
+        is_reserved = self->part_bytes[part] == 0 ||
+                      sk_region_reserve(&generation->parts[part],
+                                        (size_t)self->rows_max * self->part_bytes[part]);
+    if (!is_reserved)
         sk_generation_destroy(&generation);
     return generation;
 }
@@ -35,25 +38,41 @@ void sk_generation_destroy(struct sk_generation **generation)
 {
     if (*generation == NULL)
         return;
-    sk_region_release(&(*generation)->codes);
-    sk_region_release(&(*generation)->planes);
+    for (unsigned part = 0; part < SK_PART_COUNT; part++)
+        sk_region_release(&(*generation)->parts[part]);
     free((*generation)->mean);
     free(*generation);
     *generation = NULL;
 }
 
+size_t sk_generation_growth(const struct sk_index *self, const struct sk_generation *generation,
+                            uint32_t row_count)
+{
+    size_t growth = 0;
+    for (unsigned part = 0; part < SK_PART_COUNT; part++)
+        growth += sk_region_growth(&generation->parts[part],
+                                   (size_t)row_count * self->part_bytes[part]);
+    return growth;
+}
+
+size_t sk_generation_committed(const struct sk_generation *generation)
+{
+    size_t committed = 0;
+    for (unsigned part = 0; part < SK_PART_COUNT; part++)
+        committed += generation->parts[part].committed;
+    return committed;
+}
+
 bool sk_generation_commit(struct sk_index *self, struct sk_generation *generation,
                           uint32_t row_count)
 {
-    const size_t code_bytes = (size_t)row_count * self->code_stride;
-    const size_t plane_bytes = (size_t)row_count * self->padded;
-    size_t growth = sk_region_growth(&generation->codes, code_bytes) +
-                    sk_region_growth(&generation->planes, plane_bytes);
+    const size_t growth = sk_generation_growth(self, generation, row_count);
     if (growth == 0)
         return true;
-    if (!sk_region_commit(&generation->codes, code_bytes) ||
-        !sk_region_commit(&generation->planes, plane_bytes))
-        return false;
+    for (unsigned part = 0; part < SK_PART_COUNT; part++)
+        if (!sk_region_commit(&generation->parts[part],
+                              (size_t)row_count * self->part_bytes[part]))
+            return false;
     atomic_fetch_add_explicit(&self->memory_bytes, growth, memory_order_relaxed);
     return true;
 }
@@ -103,7 +122,7 @@ void sk_encode(const struct sk_index *self, struct sk_generation *generation, ui
                float *rotated, float raw_norm_sq, float error_before)
 {
     const struct sk_kernels *kernels = self->kernels;
-    uint8_t *code = generation->codes.base + (size_t)row * self->code_stride;
+    uint8_t *code = generation->parts[SK_PART_CODES].base + (size_t)row * self->code_bytes;
     int8_t *plane = sk_plane_of(self, generation, row);
     centre(self, generation, rotated);
     struct sk_factors factors = {.norm_sq = (float)kernels->dot_f64(rotated, rotated, self->padded),
@@ -119,16 +138,21 @@ void sk_encode(const struct sk_index *self, struct sk_generation *generation, ui
         error_sq += left * left;
     }
     factors.plane_error = (float)sqrt(error_sq) * 1.00001F + error_before;
-    if (self->code_bytes > 0)
-        factors.multiplier = encode_short(self, rotated, factors.norm_sq, code);
-    memcpy(code + self->code_bytes, &factors, sizeof factors);
+    if (self->code_bytes > 0) {
+        const struct sk_short_factors short_factors = {
+            factors.norm_sq, encode_short(self, rotated, factors.norm_sq, code)};
+        memcpy(generation->parts[SK_PART_SHORT_FACTORS].base + row * sizeof short_factors,
+               &short_factors, sizeof short_factors);
+    }
+    memcpy(generation->parts[SK_PART_FACTORS].base + row * sizeof factors, &factors,
+           sizeof factors);
 }
 
 void sk_decode(const struct sk_index *self, const struct sk_generation *generation, uint32_t row,
                float *out)
 {
     const int8_t *plane = sk_plane_of(self, generation, row);
-    const float scale = sk_factors_of(self, generation, row)->plane_scale;
+    const float scale = sk_factors_of(generation, row)->plane_scale;
     for (uint32_t i = 0; i < self->padded; i++)
         out[i] = scale * (float)plane[i];
 }
@@ -184,7 +208,7 @@ void sk_prepare_row(const struct sk_index *self, const struct sk_generation *gen
     out->is_augmented = self->params.metric == SK_METRIC_IP;
     prepare(self, out);
     if (out->is_augmented)
-        out->augmented = sk_augmented(self, sk_factors_of(self, generation, row)->raw_norm_sq);
+        out->augmented = sk_augmented(self, sk_factors_of(generation, row)->raw_norm_sq);
 }
 
 void sk_prefetch_code(const struct sk_index *self, const struct sk_generation *generation,
@@ -192,11 +216,12 @@ void sk_prefetch_code(const struct sk_index *self, const struct sk_generation *g
 {
     if (self->code_bytes > 0) {
         const uint8_t *code = sk_code_of(self, generation, row);
-        for (uint32_t line = 0; line < self->code_stride; line += 64)
+        __builtin_prefetch(sk_short_factors_of(generation, row));
+        for (uint32_t line = 0; line < self->code_bytes; line += 64)
             __builtin_prefetch(code + line);
         return;
     }
-    __builtin_prefetch(sk_factors_of(self, generation, row));
+    __builtin_prefetch(sk_factors_of(generation, row));
     const int8_t *plane = sk_plane_of(self, generation, row);
     for (uint32_t line = 0; line < self->padded; line += 64)
         __builtin_prefetch(plane + line);
@@ -212,25 +237,53 @@ static float add_augmented(const struct sk_index *self, const struct sk_prepared
 float sk_distance_short(const struct sk_index *self, const struct sk_generation *generation,
                         const struct sk_prepared *query, uint32_t row)
 {
-    const struct sk_factors *factors = sk_factors_of(self, generation, row);
-    float distance = query->norm_sq + query->add_weight * factors->norm_sq;
+    float distance = query->norm_sq;
     if (self->code_bytes > 0) {
+        const struct sk_short_factors *factors = sk_short_factors_of(generation, row);
         int32_t dot = self->kernels->dot_u4_s8(sk_code_of(self, generation, row), query->narrow,
                                                self->padded);
+        distance += query->add_weight * factors->norm_sq;
         distance -= factors->multiplier * (query->narrow_scale * (float)dot + query->narrow_bias);
     } else {
+        const struct sk_factors *factors = sk_factors_of(generation, row);
         int32_t dot =
             self->kernels->dot_s8(sk_plane_of(self, generation, row), query->narrow, self->padded);
+        distance += query->add_weight * factors->norm_sq;
         distance -= 2 * factors->plane_scale * query->narrow_scale * (float)dot;
     }
-    return query->is_augmented ? add_augmented(self, query, factors, distance) : distance;
+    return query->is_augmented
+               ? add_augmented(self, query, sk_factors_of(generation, row), distance)
+               : distance;
+}
+
+void sk_distances_short(const struct sk_index *self, const struct sk_generation *generation,
+                        const struct sk_prepared *query, const uint32_t *rows, uint32_t count,
+                        float *out)
+{
+    int32_t dots[SK_DEGREE_MAX];
+    if (self->code_bytes == 0 || query->is_augmented) {
+        for (uint32_t i = 0; i < count; i++) {
+            if (i + SK_ROWS_AHEAD < count)
+                sk_prefetch_code(self, generation, rows[i + SK_ROWS_AHEAD]);
+            out[i] = sk_distance_short(self, generation, query, rows[i]);
+        }
+        return;
+    }
+    self->kernels->dots_u4_s8(generation->parts[SK_PART_CODES].base, rows, count, query->narrow,
+                              self->padded, dots);
+    for (uint32_t i = 0; i < count; i++) {
+        const struct sk_short_factors *factors = sk_short_factors_of(generation, rows[i]);
+        out[i] = query->norm_sq;
+        out[i] += query->add_weight * factors->norm_sq;
+        out[i] -= factors->multiplier * (query->narrow_scale * (float)dots[i] + query->narrow_bias);
+    }
 }
 
 float sk_distance_plane(const struct sk_index *self, const struct sk_generation *generation,
                         const struct sk_prepared *query, uint32_t row, float *error)
 {
     enum { RUN = 4096 };
-    const struct sk_factors *factors = sk_factors_of(self, generation, row);
+    const struct sk_factors *factors = sk_factors_of(generation, row);
     const int8_t *plane = sk_plane_of(self, generation, row);
     float sum = 0;
     for (uint32_t at = 0; at < self->padded; at += RUN) {
@@ -251,8 +304,8 @@ float sk_distance_plane(const struct sk_index *self, const struct sk_generation 
 float sk_distance_rows(const struct sk_index *self, const struct sk_generation *generation,
                        uint32_t a, uint32_t b)
 {
-    const struct sk_factors *of_a = sk_factors_of(self, generation, a);
-    const struct sk_factors *of_b = sk_factors_of(self, generation, b);
+    const struct sk_factors *of_a = sk_factors_of(generation, a);
+    const struct sk_factors *of_b = sk_factors_of(generation, b);
     int32_t dot = self->kernels->dot_s8(sk_plane_of(self, generation, a),
                                         sk_plane_of(self, generation, b), self->padded);
     float distance =
@@ -304,7 +357,7 @@ bool sk_mean_wants_renewal(struct sk_index *self)
     const uint32_t stride = row_count / 256 + 1;
     for (uint32_t row = 0; row < row_count; row += stride)
         if (sk_state(self, row) == SK_ROW_LIVE) {
-            spread += (double)sk_factors_of(self, generation, row)->norm_sq;
+            spread += (double)sk_factors_of(generation, row)->norm_sq;
             seen++;
         }
     return seen > 0 && shift_sq > 0.01 * spread / seen;

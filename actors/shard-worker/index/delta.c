@@ -480,7 +480,7 @@ static void settle_numbers(struct sk_index *self)
     self->max_norm_sq = 0;
     for (uint32_t row = 0; row < row_count; row++)
         if (sk_state(self, row) != SK_ROW_EMPTY) {
-            float norm_sq = sk_factors_of(self, generation, row)->raw_norm_sq;
+            float norm_sq = sk_factors_of(generation, row)->raw_norm_sq;
             if (norm_sq > self->max_norm_sq)
                 self->max_norm_sq = norm_sq;
         }

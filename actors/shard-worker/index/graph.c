@@ -3,7 +3,7 @@
 
 #include <stdlib.h>
 
-enum { PREFETCH_AHEAD = 6, DEADLINE_HOPS = 32, REPAIR_CANDIDATES_MAX = 96 };
+enum { DEADLINE_HOPS = 32, REPAIR_CANDIDATES_MAX = 96 };
 
 /* ---- scratch ---- */
 
@@ -44,7 +44,7 @@ static bool fit_visited(struct sk_scratch *self, uint32_t row_count)
         return true;
     words += words / 4;
     uint64_t *visited = calloc(words, sizeof *visited);
-    uint32_t *touched = malloc(words * sizeof *touched);
+    uint32_t *touched = malloc((words + 1) * sizeof *touched); /* sk_gather writes one ahead */
     if (visited == NULL || touched == NULL) {
         free(visited);
         free(touched);
@@ -116,13 +116,12 @@ static inline uint32_t beam_insert(struct sk_scratch *scratch, uint32_t ef, uint
     } else {
         scratch->beam_count++;
     }
-    uint32_t low = 0, high = count;
-    while (low < high) {
-        uint32_t middle = (low + high) / 2;
-        if (beam[middle] < key)
-            low = middle + 1;
-        else
-            high = middle;
+    /* Where it goes cannot be predicted: halves are taken by arithmetic, not by branches. */
+    uint32_t low = 0;
+    for (uint32_t left = count; left > 0;) {
+        const uint32_t half = (left + 1) / 2;
+        low += beam[low + half - 1] < key ? half : 0;
+        left -= half;
     }
     memmove(beam + low + 1, beam + low, (count - low) * sizeof *beam);
     beam[low] = key;
@@ -149,30 +148,34 @@ static void beam_start(const struct sk_index *self, const struct sk_generation *
     }
 }
 
-/* The neighbours of a row that were not seen before. */
-static inline uint32_t gather(const struct sk_index *self, const struct sk_generation *generation,
-                              struct sk_scratch *scratch, uint32_t row, uint32_t *fresh)
-{
-    const _Atomic uint32_t *links = sk_links_of(self, row);
-    const uint32_t visited_rows = scratch->visited_words * 64;
-    uint32_t count = 0;
-    for (uint32_t i = 0; i < self->degree; i++) {
-        uint32_t id = atomic_load_explicit(&links[i], memory_order_acquire);
-        if (id == SK_NO_ROW)
-            break;
-        if (id >= visited_rows || !sk_visit(scratch, id))
-            continue; /* a row newer than this search's scratch is passed over */
-        fresh[count++] = id;
-        if (count <= PREFETCH_AHEAD)
-            sk_prefetch_code(self, generation, id);
-    }
-    return count;
-}
-
+/* The neighbours of a row that were not seen before. Whether one was cannot be predicted (about two in
+ * three were), so every id is written and only the count decides whether it stays. */
 uint32_t sk_gather(const struct sk_index *self, const struct sk_generation *generation,
                    struct sk_scratch *scratch, uint32_t row, uint32_t *fresh)
 {
-    return gather(self, generation, scratch, row, fresh);
+    const _Atomic uint32_t *links = sk_links_of(self, row);
+    const uint32_t visited_rows = scratch->visited_words * 64;
+    uint64_t *visited = scratch->visited;
+    uint32_t *touched = scratch->touched;
+    uint32_t touched_count = scratch->touched_count, count = 0;
+    for (uint32_t i = 0; i < self->degree; i++) {
+        const uint32_t id = atomic_load_explicit(&links[i], memory_order_acquire);
+        if (id >= visited_rows) { /* the end, or a row newer than this search's scratch */
+            if (id == SK_NO_ROW)
+                break;
+            continue;
+        }
+        const uint64_t word = visited[id / 64], bit = 1ULL << id % 64;
+        touched[touched_count] = id / 64;
+        touched_count += word == 0;
+        visited[id / 64] = word | bit;
+        fresh[count] = id;
+        count += (word & bit) == 0;
+    }
+    scratch->touched_count = touched_count;
+    for (uint32_t i = 0; i < count && i < SK_ROWS_AHEAD; i++)
+        sk_prefetch_code(self, generation, fresh[i]);
+    return count;
 }
 
 void sk_beam_search(const struct sk_index *self, const struct sk_generation *generation,
@@ -180,6 +183,7 @@ void sk_beam_search(const struct sk_index *self, const struct sk_generation *gen
                     struct sk_counters *counters, bool *is_truncated)
 {
     uint32_t fresh[SK_DEGREE_MAX];
+    float distances[SK_DEGREE_MAX];
     uint32_t cursor = 0;
     beam_start(self, generation, scratch, ef, counters);
     while (cursor < scratch->beam_count) {
@@ -193,13 +197,11 @@ void sk_beam_search(const struct sk_index *self, const struct sk_generation *gen
             *is_truncated = true;
             break;
         }
-        uint32_t count = gather(self, generation, scratch, sk_key_row(key), fresh);
+        uint32_t count = sk_gather(self, generation, scratch, sk_key_row(key), fresh);
         counters->distances += count;
+        sk_distances_short(self, generation, &scratch->prepared, fresh, count, distances);
         for (uint32_t i = 0; i < count; i++) {
-            if (i + PREFETCH_AHEAD < count)
-                sk_prefetch_code(self, generation, fresh[i + PREFETCH_AHEAD]);
-            float distance = sk_distance_short(self, generation, &scratch->prepared, fresh[i]);
-            uint32_t at = beam_insert(scratch, ef, sk_key(distance, fresh[i]));
+            uint32_t at = beam_insert(scratch, ef, sk_key(distances[i], fresh[i]));
             if (at == ef)
                 continue;
             const uint8_t *links = self->links.base + (size_t)fresh[i] * self->links_stride * 4;
@@ -254,7 +256,7 @@ static void prefetch_plane(const struct sk_index *self, const struct sk_generati
     const int8_t *plane = sk_plane_of(self, generation, row);
     for (uint32_t line = 0; line < self->padded; line += 64)
         __builtin_prefetch(plane + line);
-    __builtin_prefetch(sk_factors_of(self, generation, row));
+    __builtin_prefetch(sk_factors_of(generation, row));
 }
 
 /* Distances of rows to `row` by the 8-bit codes, sorted. */
@@ -483,8 +485,8 @@ void sk_entries_consider(struct sk_index *self, uint32_t row)
     const struct sk_generation *generation = sk_generation_now(self);
     uint32_t entry = atomic_load_explicit(&self->entries[0], memory_order_relaxed);
     if (entry == SK_NO_ROW || (sk_state(self, row) == SK_ROW_LIVE &&
-                               sk_factors_of(self, generation, row)->norm_sq <
-                                   0.98F * sk_factors_of(self, generation, entry)->norm_sq))
+                               sk_factors_of(generation, row)->norm_sq <
+                                   0.98F * sk_factors_of(generation, entry)->norm_sq))
         entry_set(self, 0, row);
 }
 
@@ -495,8 +497,8 @@ static uint32_t nearest_to_centre(const struct sk_index *self)
     uint32_t best = SK_NO_ROW;
     for (uint32_t row = 0; row < row_count; row++)
         if (sk_state(self, row) == SK_ROW_LIVE &&
-            (best == SK_NO_ROW || sk_factors_of(self, generation, row)->norm_sq <
-                                      sk_factors_of(self, generation, best)->norm_sq))
+            (best == SK_NO_ROW || sk_factors_of(generation, row)->norm_sq <
+                                      sk_factors_of(generation, best)->norm_sq))
             best = row;
     return best;
 }

@@ -1,18 +1,19 @@
 /* Checkpoints: one sequential file.
- *   header | mean | states | lseqs | links | codes | 8-bit codes | hash u64
+ *   header | mean | states | lseqs | links | 4-bit codes | their factors | 8-bit codes | their factors
+ *   | hash u64
  * The hash runs over blocks of BLOCK bytes of each part in turn, the header included. */
 #include "actors/shard-worker/index/internal.h"
 
 #include <stdlib.h>
 
-enum { FORMAT = 1, BLOCK = 64 << 10, SECTION_COUNT = 7 };
+enum { FORMAT = 1, BLOCK = 64 << 10, FIRST_PART = 5, SECTION_COUNT = FIRST_PART + SK_PART_COUNT };
 static const char MAGIC[8] = {'S', 'K', 'I', 'N', 'D', 'E', 'X', '\n'};
 
 struct header {
     char magic[8];
     uint32_t format, header_bytes;
     uint32_t kind, metric, dim, m, profile, generation;
-    uint32_t row_count, degree, links_stride, code_stride, padded, reserved;
+    uint32_t row_count, degree, links_stride, code_bytes, padded, reserved;
     uint64_t seed, watermark;
     uint32_t entries[SK_ENTRY_COUNT];
 };
@@ -20,10 +21,11 @@ _Static_assert(sizeof(struct header) == 144, "the header has no padding");
 
 size_t sk_image_bytes(const struct sk_index *self)
 {
+    size_t row_bytes = 1 + 8 + self->links_stride * 4;
+    for (unsigned part = 0; part < SK_PART_COUNT; part++)
+        row_bytes += self->part_bytes[part];
     return sizeof(struct header) + (size_t)self->padded * sizeof(float) +
-           (size_t)sk_row_count(self) *
-               (1 + 8 + self->links_stride * 4 + self->code_stride + self->padded) +
-           8;
+           (size_t)sk_row_count(self) * row_bytes + 8;
 }
 
 static struct header make_header(const struct sk_index *self)
@@ -40,7 +42,7 @@ static struct header make_header(const struct sk_index *self)
         .row_count = sk_row_count(self),
         .degree = self->degree,
         .links_stride = self->links_stride,
-        .code_stride = self->code_stride,
+        .code_bytes = self->code_bytes,
         .padded = self->padded,
         .seed = self->params.seed,
         .watermark = sk_index_watermark(self),
@@ -83,10 +85,10 @@ enum sk_err sk_index_checkpoint_begin(struct sk_index *self, struct sk_diag *d)
         checkpoint->sections[i].size = copies[i].size;
         frozen += copies[i].size;
     }
-    checkpoint->sections[5].bytes = generation->codes.base;
-    checkpoint->sections[5].size = rows * self->code_stride;
-    checkpoint->sections[6].bytes = generation->planes.base;
-    checkpoint->sections[6].size = rows * self->padded;
+    for (unsigned part = 0; part < SK_PART_COUNT; part++) {
+        checkpoint->sections[FIRST_PART + part].bytes = generation->parts[part].base;
+        checkpoint->sections[FIRST_PART + part].size = rows * self->part_bytes[part];
+    }
     self->delta_log_bytes = sk_index_delta_pending_bytes(self);
     return SK_ERR_OK;
 }
@@ -163,7 +165,7 @@ static enum sk_err check_header(const struct header *header, const struct sk_ind
                        header->kind, header->metric, header->dim, header->m, header->profile,
                        wanted.kind, wanted.metric, wanted.dim, wanted.m, wanted.profile);
     if (header->degree != wanted.degree || header->links_stride != wanted.links_stride ||
-        header->code_stride != wanted.code_stride || header->padded != wanted.padded ||
+        header->code_bytes != wanted.code_bytes || header->padded != wanted.padded ||
         header->row_count > self->rows_max || header->generation == 0)
         return sk_fail(d, SK_ERR_INVALID, "index image with a layout that does not fit");
     return SK_ERR_OK;
@@ -197,9 +199,15 @@ static enum sk_err check_rows(struct sk_index *self, struct sk_diag *d)
             sk_state_set(self, row, SK_ROW_DEAD);
         if (state == SK_ROW_EMPTY)
             continue;
-        const struct sk_factors *factors = sk_factors_of(self, sk_generation_now(self), row);
-        const float parts[] = {factors->norm_sq, factors->multiplier, factors->plane_scale,
-                               factors->plane_error, factors->raw_norm_sq};
+        const struct sk_factors *factors = sk_factors_of(sk_generation_now(self), row);
+        const struct sk_short_factors none = {0},
+                                      *short_factors =
+                                          self->code_bytes == 0
+                                              ? &none
+                                              : sk_short_factors_of(sk_generation_now(self), row);
+        const float parts[] = {factors->norm_sq,     factors->plane_scale,
+                               factors->plane_error, factors->raw_norm_sq,
+                               short_factors->norm_sq, short_factors->multiplier};
         for (size_t i = 0; i < SK_COUNT_OF(parts); i++)
             if (!(parts[i] >= 0 && parts[i] <= 4e36F))
                 return sk_fail(d, SK_ERR_INVALID, "index image: row %u has impossible lengths",
@@ -247,10 +255,13 @@ static enum sk_err read_rows(struct sk_index *self, const struct header *header,
     if (!read_hashed(reader, generation->mean, self->padded * sizeof(float), &hash) ||
         !read_hashed(reader, self->states.base, rows, &hash) ||
         !read_hashed(reader, self->lseqs.base, rows * 8, &hash) ||
-        !read_hashed(reader, self->links.base, rows * self->links_stride * 4, &hash) ||
-        !read_hashed(reader, generation->codes.base, rows * self->code_stride, &hash) ||
-        !read_hashed(reader, generation->planes.base, rows * self->padded, &hash) ||
-        !reader->read(reader->impl, &stored, sizeof stored))
+        !read_hashed(reader, self->links.base, rows * self->links_stride * 4, &hash))
+        return sk_fail(d, SK_ERR_INVALID, "index image: cut off or unreadable");
+    for (unsigned part = 0; part < SK_PART_COUNT; part++)
+        if (!read_hashed(reader, generation->parts[part].base, rows * self->part_bytes[part],
+                         &hash))
+            return sk_fail(d, SK_ERR_INVALID, "index image: cut off or unreadable");
+    if (!reader->read(reader->impl, &stored, sizeof stored))
         return sk_fail(d, SK_ERR_INVALID, "index image: cut off or unreadable");
     if (hash != stored)
         return sk_fail(d, SK_ERR_INVALID, "index image: the checksum does not match");

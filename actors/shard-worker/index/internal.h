@@ -18,7 +18,6 @@ enum {
     SK_ENTRY_COUNT = 16,
     SK_DEGREE_MAX = 2 * SK_INDEX_M_MAX,
     SK_DELTA_HEADER_BYTES = 16,
-    SK_FACTOR_BYTES = 20,
 };
 #define SK_NO_ROW UINT32_MAX
 
@@ -42,22 +41,30 @@ void sk_region_release(struct sk_region *self);
 size_t sk_region_growth(const struct sk_region *self, size_t bytes);
 bool sk_region_commit(struct sk_region *self, size_t bytes);
 
-/* Behind the 4-bit code of each row. */
+/* Beside the 4-bit code of each row. In arrays of their own: behind the code they would cost a walk one
+ * more line of memory for each distance (a quarter at 384 dimensions), here they stay in the cache. */
+struct sk_short_factors {
+    float norm_sq;    /* |x|2 of the centred vector */
+    float multiplier; /* distance = norm_sq - multiplier x <query, code - 7.5> */
+};
+/* Beside the 8-bit code. */
 struct sk_factors {
-    float norm_sq;     /* |x|2 of the centred vector */
-    float multiplier;  /* distance = norm_sq - multiplier x <query, code - 7.5> */
+    float norm_sq;     /* the same */
     float plane_scale; /* x is about plane_scale x the 8-bit code */
     float plane_error; /* length of what that leaves out: certified */
     float raw_norm_sq; /* |v|2 before centring */
 };
-_Static_assert(sizeof(struct sk_factors) == SK_FACTOR_BYTES, "factors have no padding");
+_Static_assert(sizeof(struct sk_short_factors) == 8 && sizeof(struct sk_factors) == 16,
+               "factors have no padding");
+
+/* What a generation keeps for each row. */
+enum sk_part { SK_PART_CODES, SK_PART_SHORT_FACTORS, SK_PART_PLANES, SK_PART_FACTORS, SK_PART_COUNT };
 
 /* Codes that share one centre. Replaced as a whole (codes.c), the graph stays. */
 struct sk_generation {
     uint32_t number;
-    struct sk_region codes;  /* row x code_stride */
-    struct sk_region planes; /* row x padded */
-    float *mean;             /* rotated, padded floats */
+    struct sk_region parts[SK_PART_COUNT]; /* row x part_bytes */
+    float *mean;                           /* rotated, padded floats */
 };
 
 struct sk_counters {
@@ -129,7 +136,7 @@ struct sk_checkpoint {
     struct {
         const uint8_t *bytes;
         size_t size;
-    } sections[8];
+    } sections[5 + SK_PART_COUNT];
     uint8_t *frozen; /* copies of what can change */
 };
 
@@ -141,7 +148,8 @@ struct sk_index {
     struct sk_rotation rotation;
     uint32_t *rotation_words;
     uint32_t padded, degree, links_stride; /* stride in ids */
-    uint32_t code_bytes, code_stride;      /* code_bytes 0: traversal on the 8-bit codes */
+    uint32_t code_bytes;                   /* 0: traversal on the 8-bit codes */
+    uint32_t part_bytes[SK_PART_COUNT];    /* of a row */
     uint32_t row_bytes, rows_max;
     float alpha;
     uint32_t prune_to;
@@ -232,21 +240,31 @@ bool sk_row_list_push(struct sk_row_list *self, uint32_t row);
 static inline const uint8_t *sk_code_of(const struct sk_index *self,
                                         const struct sk_generation *generation, uint32_t row)
 {
-    return generation->codes.base + (size_t)row * self->code_stride;
+    return generation->parts[SK_PART_CODES].base +
+           (size_t)row * self->part_bytes[SK_PART_CODES];
+}
+static inline const struct sk_short_factors *
+sk_short_factors_of(const struct sk_generation *generation, uint32_t row)
+{
+    return (const struct sk_short_factors *)(const void *)generation->parts[SK_PART_SHORT_FACTORS].base +
+           row;
 }
 static inline const struct sk_factors *
-sk_factors_of(const struct sk_index *self, const struct sk_generation *generation, uint32_t row)
+sk_factors_of(const struct sk_generation *generation, uint32_t row)
 {
-    return (const struct sk_factors *)(const void *)(sk_code_of(self, generation, row) +
-                                                     self->code_bytes);
+    return (const struct sk_factors *)(const void *)generation->parts[SK_PART_FACTORS].base + row;
 }
 static inline int8_t *sk_plane_of(const struct sk_index *self,
                                   const struct sk_generation *generation, uint32_t row)
 {
-    return (int8_t *)generation->planes.base + (size_t)row * self->padded;
+    return (int8_t *)generation->parts[SK_PART_PLANES].base + (size_t)row * self->padded;
 }
 float sk_augmented(const struct sk_index *self, float raw_norm_sq);
 struct sk_generation *sk_generation_new(const struct sk_index *self, uint32_t number);
+/* Bytes that committing rows would add, and that are committed. */
+size_t sk_generation_growth(const struct sk_index *self, const struct sk_generation *generation,
+                            uint32_t row_count);
+size_t sk_generation_committed(const struct sk_generation *generation);
 void sk_generation_destroy(struct sk_generation **generation);
 bool sk_generation_commit(struct sk_index *self, struct sk_generation *generation,
                           uint32_t row_count);
@@ -266,6 +284,10 @@ void sk_prepare_row(const struct sk_index *self, const struct sk_generation *gen
                     uint32_t row, struct sk_prepared *out);
 float sk_distance_short(const struct sk_index *self, const struct sk_generation *generation,
                         const struct sk_prepared *query, uint32_t row);
+/* The same for count rows (at most SK_DEGREE_MAX); sk_gather has asked for the first of them. */
+void sk_distances_short(const struct sk_index *self, const struct sk_generation *generation,
+                        const struct sk_prepared *query, const uint32_t *rows, uint32_t count,
+                        float *out);
 /* By the 8-bit code; *error: how far it can be off. */
 float sk_distance_plane(const struct sk_index *self, const struct sk_generation *generation,
                         const struct sk_prepared *query, uint32_t row, float *error);

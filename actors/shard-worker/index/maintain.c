@@ -143,7 +143,7 @@ static enum sk_err free_slice(struct sk_index *self, struct sk_diag *d)
 static void encode_again(struct sk_index *self, uint32_t row)
 {
     const struct sk_generation *from = sk_generation_now(self);
-    const struct sk_factors *factors = sk_factors_of(self, from, row);
+    const struct sk_factors *factors = sk_factors_of(from, row);
     float *x = self->scratch.raw;
     sk_decode(self, from, row, x);
     for (uint32_t i = 0; i < self->padded; i++)
@@ -156,7 +156,7 @@ static void renew_begin(struct sk_index *self)
 {
     const struct sk_generation *now = sk_generation_now(self);
     uint64_t used = atomic_load_explicit(&self->memory_bytes, memory_order_relaxed);
-    uint64_t more = now->codes.committed + now->planes.committed;
+    uint64_t more = sk_generation_committed(now);
     if (self->params.memory_bytes_max > 0 && used + more > self->params.memory_bytes_max)
         return;
     struct sk_generation *next = sk_generation_new(self, now->number + 1);
@@ -207,8 +207,7 @@ static enum sk_err publish_slice(struct sk_index *self, struct sk_diag *d)
 
 static void discard(struct sk_index *self)
 {
-    atomic_fetch_sub_explicit(&self->memory_bytes,
-                              self->old->codes.committed + self->old->planes.committed,
+    atomic_fetch_sub_explicit(&self->memory_bytes, sk_generation_committed(self->old),
                               memory_order_relaxed);
     sk_generation_destroy(&self->old);
     enter_stage(self, SK_STAGE_IDLE);

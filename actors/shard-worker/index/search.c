@@ -282,9 +282,8 @@ static uint64_t heap_pop(struct sk_scratch *scratch)
     return top;
 }
 
-static void filtered_offer(struct search *s, uint32_t row)
+static void filtered_offer(struct search *s, uint32_t row, float distance)
 {
-    float distance = sk_distance_short(s->index, s->generation, &s->scratch->prepared, row);
     uint64_t key = sk_key(distance, row);
     s->counters.distances++;
     if (s->scratch->beam_count == s->ef && key >= s->scratch->beam[s->ef - 1])
@@ -300,6 +299,7 @@ static enum sk_err filtered_walk(struct search *s, uint64_t budget, bool *is_eno
                                  struct sk_diag *d)
 {
     uint32_t fresh[SK_DEGREE_MAX];
+    float distances[SK_DEGREE_MAX];
     struct sk_scratch *scratch = s->scratch;
     *is_enough = false;
     if (!sk_scratch_fit(scratch, s->row_count, s->ef, 1) ||
@@ -310,7 +310,8 @@ static enum sk_err filtered_walk(struct search *s, uint64_t budget, bool *is_eno
     for (uint32_t at = 0; at < SK_ENTRY_COUNT; at++) {
         uint32_t row = atomic_load_explicit(&s->index->entries[at], memory_order_acquire);
         if (row != SK_NO_ROW && row / 64 < scratch->visited_words && sk_visit(scratch, row))
-            filtered_offer(s, row);
+            filtered_offer(
+                s, row, sk_distance_short(s->index, s->generation, &scratch->prepared, row));
     }
     enum sk_err rc = SK_ERR_OK;
     while (scratch->heap_count > 0 && s->counters.distances <= distances_max) {
@@ -326,8 +327,9 @@ static enum sk_err filtered_walk(struct search *s, uint64_t budget, bool *is_eno
             rc = sk_fail(d, SK_ERR_NOMEM, "no memory for the frontier of a filtered search");
             break;
         }
+        sk_distances_short(s->index, s->generation, &scratch->prepared, fresh, count, distances);
         for (uint32_t i = 0; i < count; i++)
-            filtered_offer(s, fresh[i]);
+            filtered_offer(s, fresh[i], distances[i]);
     }
     sk_scratch_unvisit(scratch);
     *is_enough = s->result->is_truncated ||
