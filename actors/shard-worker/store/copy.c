@@ -8,7 +8,8 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-enum { MANIFEST_BYTES_MAX = 1 << 20, COPY_BYTES = 1 << 18, PATH_MORE_BYTES = 32 };
+enum { MANIFEST_BYTES_MAX = 1 << 20, COPY_BYTES = 1 << 18, BLOCKS_A_STEP = 1000,
+       TOMBSTONES_A_STEP = 2000, PATH_MORE_BYTES = 32 };
 
 static const char manifest_kind[] = "skerry-store-snapshot";
 
@@ -120,6 +121,89 @@ static enum sk_err copy_env(struct sk_store *self, const char *path, struct sk_d
 
 /* ---- compact ---- */
 
+/* Blocks of vectors whose every row is free, beginning with the row *from: at most BLOCKS_A_STEP of them;
+ * *from: where to go on. */
+static int drop_blocks(struct sk_store *self, unsigned field, uint32_t *from, bool *is_end)
+{
+    MDB_cursor *cursor = NULL;
+    MDB_val value, key = sk_val(from, sizeof *from);
+    uint32_t rows = self->block_rows[field], run = 0, before = 0;
+    unsigned dropped = 0;
+    int rc = mdb_cursor_open(self->txn, self->tables[T_FREE], &cursor);
+    if (rc != 0)
+        return rc;
+    rc = mdb_cursor_get(cursor, &key, &value, MDB_SET_RANGE);
+    while (rc == 0 && dropped < BLOCKS_A_STEP) {
+        uint32_t row;
+        memcpy(&row, key.mv_data, sizeof row);
+        run = row % rows == 0 ? 1 : run > 0 && row == before + 1 ? run + 1 : 0;
+        before = row;
+        *from = row + 1;
+        if (run == rows) {
+            uint64_t number = sk_block_key(field, row / rows);
+            MDB_val block = sk_val(&number, sizeof number);
+            rc = mdb_del(self->txn, self->tables[T_VECTORS], &block, NULL);
+            dropped += rc == 0;
+            if (rc != 0 && rc != MDB_NOTFOUND)
+                break;
+            run = 0;
+        }
+        rc = mdb_cursor_get(cursor, &key, &value, MDB_NEXT);
+    }
+    mdb_cursor_close(cursor);
+    *is_end = rc == MDB_NOTFOUND;
+    return *is_end ? 0 : rc;
+}
+
+/* A tombstone may go once every member has seen it (frontier rule). This shard has one member. */
+static int drop_tombstones(struct sk_store *self, bool *is_end)
+{
+    MDB_cursor *cursor = NULL;
+    MDB_val key, value;
+    int rc = mdb_cursor_open(self->txn, self->tables[T_TOMBS], &cursor);
+    if (rc != 0)
+        return rc;
+    rc = mdb_cursor_get(cursor, &key, &value, MDB_FIRST);
+    for (unsigned n = 0; rc == 0 && n < TOMBSTONES_A_STEP; n++) {
+        struct stored_tombstone tomb;
+        if (value.mv_size == sizeof tomb) {
+            memcpy(&tomb, value.mv_data, sizeof tomb);
+            MDB_val lseq = sk_val(&tomb.lseq, sizeof tomb.lseq);
+            rc = mdb_del(self->txn, self->tables[T_LOG], &lseq, NULL);
+        }
+        if (rc == 0 || rc == MDB_NOTFOUND)
+            rc = mdb_cursor_del(cursor, 0);
+        if (rc == 0)
+            rc = mdb_cursor_get(cursor, &key, &value, MDB_FIRST);
+    }
+    mdb_cursor_close(cursor);
+    *is_end = rc == MDB_NOTFOUND;
+    return *is_end ? 0 : rc;
+}
+
+/* What nobody needs any more is not copied. In steps: a full disk has room for small ones only. */
+static enum sk_err drop_what_is_gone(struct sk_store *self, struct sk_diag *d)
+{
+    uint32_t from = 0;
+    for (unsigned part = 0; part <= self->schema.vector_count;) {
+        bool is_end = false;
+        enum sk_err err = sk_store_begin(self, self->wall_us, true, d);
+        if (err != SK_ERR_OK)
+            return err;
+        int rc = part < self->schema.vector_count ? drop_blocks(self, part, &from, &is_end)
+                                                  : drop_tombstones(self, &is_end);
+        err = rc == 0 ? sk_store_commit(self, d) : sk_store_fail(self, rc, "compact", d);
+        sk_store_abort(self);
+        if (err != SK_ERR_OK)
+            return err;
+        if (is_end) {
+            part++;
+            from = 0;
+        }
+    }
+    return SK_ERR_OK;
+}
+
 static enum sk_err compact_once(struct sk_store *self, struct sk_diag *d)
 {
     char folder[PATH_BYTES], path[PATH_BYTES + PATH_MORE_BYTES];
@@ -142,7 +226,9 @@ enum sk_err sk_store_compact(struct sk_store *self, uint64_t *bytes_before, uint
     if (self->env == NULL)
         return sk_fail(d, SK_ERR_UNAVAILABLE, "shard '%s' could not be opened again", self->folder);
     uint64_t before = sk_files_bytes(self, "data.mdb");
-    enum sk_err err = compact_once(self, d);
+    enum sk_err err = drop_what_is_gone(self, d);
+    if (err == SK_ERR_OK)
+        err = compact_once(self, d);
     if (err == SK_ERR_DISK_FULL) {
         sk_files_reserve_give_up(self);
         err = compact_once(self, d);

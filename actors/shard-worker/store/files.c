@@ -5,12 +5,15 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 enum { LOCK_BYTES = 16384, PATH_MORE_BYTES = 32 };
 
 /* Beyond map_bytes_max: so that deletes of a shard that has reached it find pages to copy to. */
 static const uint64_t map_slack_bytes = UINT64_C(256) << 20;
+
+static const uint64_t reserve_bytes_most = UINT64_C(32) << 20;
 
 static const struct {
     const char *name;
@@ -68,7 +71,7 @@ enum sk_err sk_files_sync_folder(const char *folder, struct sk_diag *d)
 
 /* ---- the reserve ---- */
 
-/* Makes name at least `bytes` long with blocks of its own behind every byte. */
+/* Makes name at least `bytes` long with blocks of its own behind every byte, or leaves it as it was. */
 static int allocate(const struct sk_store *self, const char *name, uint64_t bytes)
 {
     char path[PATH_BYTES + PATH_MORE_BYTES];
@@ -77,23 +80,44 @@ static int allocate(const struct sk_store *self, const char *name, uint64_t byte
     int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0)
         return errno;
-    int rc = 0;
-    if (fstat(fd, &info) != 0 || (uint64_t)info.st_blocks * 512 < bytes)
+    int rc = fstat(fd, &info) == 0 ? 0 : errno;
+    if (rc == 0 && (uint64_t)info.st_blocks * 512 < bytes) {
         rc = posix_fallocate(fd, 0, (off_t)bytes);
+        if (rc != 0 && ftruncate(fd, info.st_size) != 0)
+            rc = errno;
+    }
     (void)close(fd);
     return rc;
+}
+
+static uint64_t map_bytes(struct sk_store *self)
+{
+    MDB_envinfo info;
+    return mdb_env_info(self->env, &info) == 0
+               ? ((uint64_t)info.me_last_pgno + 1) * self->page_bytes
+               : 0;
+}
+
+/* A thousand deletes at random places copy some thousand pages: more of them in a larger shard. */
+static uint64_t reserve_wanted(struct sk_store *self)
+{
+    uint64_t share = map_bytes(self) / 16;
+    share = share < reserve_bytes_most ? share : reserve_bytes_most;
+    return share > self->config.reserve_bytes ? share : self->config.reserve_bytes;
 }
 
 /* Blocks that belong to nobody else, given up when the disk is full so that deletes and index work still
  * commit; other writes wait until it could be made again. */
 bool sk_files_reserve_make(struct sk_store *self)
 {
-    if (sk_files_bytes(self, "reserve") >= self->config.reserve_bytes)
-        return true;
-    if (allocate(self, "reserve", self->config.reserve_bytes) == 0)
-        return true;
-    sk_files_reserve_give_up(self); /* half of one helps nobody */
-    return false;
+    uint64_t wanted = reserve_wanted(self);
+    self->reserve_map_bytes = map_bytes(self);
+    return sk_files_bytes(self, "reserve") >= wanted || allocate(self, "reserve", wanted) == 0;
+}
+
+bool sk_files_reserve_is_small(struct sk_store *self)
+{
+    return map_bytes(self) >= 2 * self->reserve_map_bytes;
 }
 
 void sk_files_reserve_give_up(struct sk_store *self)
@@ -130,14 +154,18 @@ static uint64_t free_bytes(struct sk_store *self)
 
 bool sk_files_has_free_pages(struct sk_store *self)
 {
-    return free_bytes(self) >= 2 * self->config.reserve_bytes;
+    return free_bytes(self) >= self->config.reserve_bytes / 2; /* the rest is for deletes */
 }
 
 bool sk_files_map_is_full(struct sk_store *self)
 {
-    MDB_envinfo info;
-    return mdb_env_info(self->env, &info) == 0 &&
-           ((uint64_t)info.me_last_pgno + 1) * self->page_bytes >= self->config.map_bytes_max;
+    return map_bytes(self) >= self->config.map_bytes_max;
+}
+
+bool sk_files_disk_has(const struct sk_store *self, uint64_t bytes)
+{
+    struct statvfs info;
+    return statvfs(self->folder, &info) == 0 && (uint64_t)info.f_bavail * info.f_frsize >= bytes;
 }
 
 /* ---- the environment ---- */

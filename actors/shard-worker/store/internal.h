@@ -111,8 +111,9 @@ struct sk_store {
     struct field_states states; /* the writer's; readers take those of their snapshot */
     uint32_t block_rows[SK_VECTOR_FIELDS_MAX];
     uint64_t page_bytes;
-    bool is_disk_full;
+    bool is_disk_full; /* the last write that needed the disk did not get it */
     _Atomic bool is_reserve_used;
+    uint64_t reserve_map_bytes; /* of the shard when the reserve was made */
     pthread_mutex_t readers_lock;
     struct sk_store_reader *readers;
 
@@ -153,10 +154,12 @@ uint64_t sk_store_new_hlc(struct sk_store *self);
 enum sk_err sk_files_open(struct sk_store *self, struct sk_diag *d); /* the environment and tables */
 bool sk_files_exist(const struct sk_store *self);
 bool sk_files_reserve_make(struct sk_store *self);
+bool sk_files_reserve_is_small(struct sk_store *self); /* the shard has doubled since it was made */
 void sk_files_reserve_give_up(struct sk_store *self);
 /* May a write that is no relief try, on a full disk or in a full map: are there free pages inside? */
 bool sk_files_has_free_pages(struct sk_store *self);
 bool sk_files_map_is_full(struct sk_store *self);
+bool sk_files_disk_has(const struct sk_store *self, uint64_t bytes);
 uint64_t sk_files_bytes(const struct sk_store *self, const char *name); /* on disk */
 enum sk_err sk_files_sync_folder(const char *folder, struct sk_diag *d);
 /* An empty folder inside the shard's where a new data.mdb is made; its path goes to path. */

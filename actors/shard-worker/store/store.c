@@ -2,22 +2,19 @@
 #include "actors/shard-worker/store/internal.h"
 
 #include <errno.h>
-#include <sys/statvfs.h>
 
 /* ---- errors ---- */
 
 /* LMDB makes EIO of a short write, which is what a full disk gives; a failing disk says EIO too. */
-static bool disk_has_room(const struct sk_store *self)
+static bool is_failing_disk(const struct sk_store *self)
 {
-    struct statvfs info;
-    return self != NULL && statvfs(self->folder, &info) == 0 &&
-           (uint64_t)info.f_bavail * info.f_frsize > 8 * self->config.reserve_bytes;
+    return self != NULL && sk_files_disk_has(self, 8 * self->config.reserve_bytes);
 }
 
 enum sk_err sk_store_fail(struct sk_store *self, int rc, const char *what, struct sk_diag *d)
 {
     if (rc == MDB_MAP_FULL || rc == ENOSPC || rc == EDQUOT || rc == EFBIG ||
-        (rc == EIO && !disk_has_room(self))) {
+        (rc == EIO && !is_failing_disk(self))) {
         if (self != NULL)
             self->is_disk_full = true;
         return sk_fail(d, SK_ERR_DISK_FULL, "%s: %s", what,
@@ -263,20 +260,24 @@ void sk_store_close(struct sk_store **self)
 
 static enum sk_err make_room(struct sk_store *self, bool is_relief, struct sk_diag *d)
 {
-    if (self->is_disk_full && sk_files_reserve_make(self)) {
-        self->is_disk_full = false;
-        atomic_store(&self->is_reserve_used, false);
-    }
+    bool is_short = self->is_disk_full || atomic_load(&self->is_reserve_used);
     if (is_relief) {
-        if (self->is_disk_full)
+        if (is_short || !sk_files_disk_has(self, self->config.reserve_bytes))
             sk_files_reserve_give_up(self);
         return SK_ERR_OK;
     }
+    if (is_short && sk_files_reserve_make(self)) {
+        is_short = self->is_disk_full = false;
+        atomic_store(&self->is_reserve_used, false);
+    } else if (!is_short && sk_files_reserve_is_small(self)) {
+        (void)sk_files_reserve_make(self); /* a small one is better than none */
+    }
     /* pages that deletes gave back can be written without the disk's help */
-    if ((self->is_disk_full || sk_files_map_is_full(self)) && !sk_files_has_free_pages(self))
+    bool is_map_full = sk_files_map_is_full(self);
+    if ((is_short || is_map_full) && !sk_files_has_free_pages(self))
         return sk_fail(d, SK_ERR_DISK_FULL, "%s; deletes and compact still work",
-                       self->is_disk_full ? "no space left on the disk"
-                                          : "the shard has reached map_bytes_max");
+                       is_map_full ? "the shard has reached map_bytes_max"
+                                   : "no space left on the disk");
     return SK_ERR_OK;
 }
 

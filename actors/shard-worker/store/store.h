@@ -211,7 +211,8 @@ struct sk_store_check {
  * Payload indexes are derived: what is wrong there is mended. */
 SK_CHECKED enum sk_err sk_store_verify(struct sk_store *self, uint64_t wall_us,
                                        struct sk_store_check *out, struct sk_diag *d);
-/* Rewrites the file without its free pages. No reader may be in a transaction. */
+/* Rewrites the file without its free pages, blocks of free rows and tombstones. No reader may be in a
+ * transaction. */
 SK_CHECKED enum sk_err sk_store_compact(struct sk_store *self, uint64_t *bytes_before,
                                         uint64_t *bytes_after, struct sk_diag *d);
 /* A consistent copy into folder (made by the caller, empty): data.mdb and a manifest with its checksum,
