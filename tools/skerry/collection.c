@@ -315,31 +315,45 @@ const struct cli_command cli_compact = {
     .run = compact,
 };
 
-static int snapshot_op(const char *op, char **arguments, const char *words)
+static int snapshot_op(const char *op, char **arguments, json_t **reply)
 {
-    json_t *fields = for_collection(arguments[0]), *reply = NULL;
+    json_t *fields = for_collection(arguments[0]);
+    *reply = NULL;
     if (strchr(arguments[1], '/') != NULL) {
         json_decref(fields);
         return cli_usage(
-            "'%s' is a path; give a name: the file lies in the node's folder snapshots/",
+            "'%s' is a path; give a name: the snapshot lies in the node's folder snapshots/",
             arguments[1]);
     }
     take_time();
     json_object_set_new(fields, "name", json_string(arguments[1]));
-    int status = cli_call(op, fields, &reply);
-    return status == CLI_DONE ? say_done(reply, words, arguments[1]) : status;
+    return cli_call(op, fields, reply);
 }
 
 static int snapshot(int count, char **arguments)
 {
+    json_t *reply;
+    char bytes[32];
     (void)count;
-    return snapshot_op("snapshot", arguments, "snapshot");
+    int status = snapshot_op("snapshot", arguments, &reply);
+    if (reply != NULL)
+        printf("snapshot of %s in snapshots/%s, %s\n", arguments[0], arguments[1],
+               cli_bytes_text(cli_json_number(reply, "bytes"), bytes));
+    json_decref(reply);
+    return status;
 }
 
 static int restore(int count, char **arguments)
 {
+    json_t *reply;
+    char records[32];
     (void)count;
-    return snapshot_op("restore", arguments, "restored from");
+    int status = snapshot_op("restore", arguments, &reply);
+    if (reply != NULL)
+        printf("restored %s from snapshots/%s, %s records\n", arguments[0], arguments[1],
+               cli_count_text((uint64_t)cli_json_number(reply, "records"), records));
+    json_decref(reply);
+    return status;
 }
 
 const struct cli_command cli_snapshot = {
