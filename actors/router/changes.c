@@ -18,7 +18,7 @@ static void to_keeper(struct sk_router *self, struct request *request, finish_fn
 
 static void answer_kept(struct sk_router *self, struct request *request)
 {
-    answer(self, request, SK_ERR_OK, sk_buffer_span(&request->kept));
+    answer(self, request, request->kept_code, sk_buffer_span(&request->kept));
 }
 
 /* Goes on with `then` as soon as the map has the change. */
@@ -37,10 +37,12 @@ static void wait_for_map(struct sk_router *self, struct request *request, finish
 static void finish_change(struct sk_router *self, struct request *request)
 {
     struct part *part = &request->parts[0];
-    if (part->code != SK_ERR_OK) {
+    if (part->fault != FAULT_NONE) {
         answer_part(self, request, part);
         return;
     }
+    /* A refusal waits as well: after `exists` the client may use what exists. */
+    request->kept_code = part->code;
     request->kept = part->body;
     part->body = (struct sk_buffer){0};
     wait_for_map(self, request, answer_kept);

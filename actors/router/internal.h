@@ -89,6 +89,7 @@ struct request {
     char using[SK_NAME_BYTES_MAX + 1];
     struct sk_request *decoded;       /* owned; NULL where it is passed on unread */
     struct sk_buffer kept;            /* a reply for later */
+    enum sk_err kept_code;            /* its code */
     uint32_t part_count, pending;
     struct part *parts; /* owned, or &one */
     struct part one;

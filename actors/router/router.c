@@ -288,8 +288,9 @@ void request_expire(struct sk_router *self, struct request *request)
         answer_error(self, request, rc, &d);
         break;
     case STAGE_VERSION:
-        rc = sk_fail(&d, SK_ERR_DEADLINE,
-                     "the change is made, but this router has not seen it within %u ms",
+        rc = sk_fail(&d, SK_ERR_DEADLINE, "%s, but this router has not seen it within %u ms",
+                     request->kept_code == SK_ERR_OK ? "the change is made"
+                                                     : "another change came first",
                      request->deadline_ms);
         if (request->op == SK_OP_RESTORE)
             restore_undo(self, request, rc, &d);

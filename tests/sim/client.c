@@ -16,13 +16,34 @@ static const char *const kind_names[CLIENT_KIND_COUNT] = {"create_collection",
                                                           "look",
                                                           "scratch"};
 
-const char *sim_client_asks(const struct sim_client *self)
+static const char *question(const struct sim_client *self)
 {
     static const char *const scratch[] = {"scratch create", "scratch upsert", "scratch count",
                                           "scratch drop"};
     return self->kind == CLIENT_LOOK      ? client_look_name(self)
            : self->kind == CLIENT_SCRATCH ? scratch[self->scratch.asked]
                                           : kind_names[self->kind];
+}
+
+static bool is_write(enum client_kind kind)
+{
+    return kind == CLIENT_UPSERT || kind == CLIENT_DELETE || kind == CLIENT_SET_PAYLOAD;
+}
+
+const char *sim_client_asks(const struct sim_client *self, char *text, size_t size)
+{
+    const struct model_collection *c = self->read.collection;
+    int used = snprintf(text, size, "%s %s", question(self), c->name);
+    for (unsigned i = 0; is_write(self->kind) && i < self->slot_count && used < (int)size - 40;
+         i++) {
+        const struct model_slot *slot = &c->slots[self->slots[i]];
+        const struct model_write *write = &slot->writes[slot->count - 1];
+        used += snprintf(text + used, size - (size_t)used, ", slot %u n=%u", self->slots[i],
+                         write->payload_serial);
+        if (write->ttl_s != 0)
+            used += snprintf(text + used, size - (size_t)used, " ttl=%u", write->ttl_s);
+    }
+    return text;
 }
 
 struct model *client_model(const struct sim_client *self)
@@ -122,11 +143,6 @@ static void close_question(struct sim_client *self)
                         : self->world->now_us(self->world->impl) + 200 + client_below(self, 60000);
 }
 
-static bool is_write(enum client_kind kind)
-{
-    return kind == CLIENT_UPSERT || kind == CLIENT_DELETE || kind == CLIENT_SET_PAYLOAD;
-}
-
 static void settle(struct sim_client *self, enum model_state state)
 {
     const struct client_world *world = self->world;
@@ -134,6 +150,8 @@ static void settle(struct sim_client *self, enum model_state state)
     for (unsigned i = 0; is_write(self->kind) && i < self->slot_count; i++)
         model_settle(world->model, self->read.collection, self->slots[i], client_request(self),
                      state, tick, now_us);
+    for (unsigned i = 0; state == MODEL_UNKNOWN && i < self->touched_count; i++)
+        self->read.collection->slots[self->touched[i]].frozen_until_us = now_us + MODEL_LATE_US;
 }
 
 static void on_created(struct sim_client *self)
@@ -147,7 +165,7 @@ static void on_error(struct sim_client *self, const struct wire_reply *reply)
     struct model *model = client_model(self);
     const struct client_world *world = self->world;
     bool is_spread = self->read.collection->shards > 1;
-    world->say(world->impl, "client %u: %s: error %u: %s", self->number, sim_client_asks(self),
+    world->say(world->impl, "client %u: %s: error %u: %s", self->number, question(self),
                reply->code, reply->message);
     self->failed_kinds[reply->code % 16]++;
     if (self->kind == CLIENT_SCRATCH) {
@@ -168,7 +186,7 @@ static void on_error(struct sim_client *self, const struct wire_reply *reply)
         break;
     case ERR_DISK_FULL:
         if (!world->may_be_full(world->impl))
-            model_violate(model, "%s: disk_full on a disk that is not full", sim_client_asks(self));
+            model_violate(model, "%s: disk_full on a disk that is not full", question(self));
         settle(self, is_spread ? MODEL_UNKNOWN : MODEL_REFUSED);
         break;
     case ERR_EXISTS:
@@ -176,20 +194,20 @@ static void on_error(struct sim_client *self, const struct wire_reply *reply)
             on_created(self);
             break;
         }
-        model_violate(model, "%s: exists: %s", sim_client_asks(self), reply->message);
+        model_violate(model, "%s: exists: %s", question(self), reply->message);
         break;
     case ERR_NOT_FOUND:
         /* Only before the collection is known to be there. */
         if (self->read.r0 > self->read.collection->created_tick)
-            model_violate(model, "%s: not_found: %s", sim_client_asks(self), reply->message);
+            model_violate(model, "%s: not_found: %s", question(self), reply->message);
         settle(self, MODEL_REFUSED);
         break;
     default:
-        model_violate(model, "%s: error %u that no fault explains: %s", sim_client_asks(self),
-                      reply->code, reply->message);
+        model_violate(model, "%s: error %u that no fault explains: %s", question(self), reply->code,
+                      reply->message);
     }
     if (self->is_healed)
-        model_violate(model, "%s: error %u after everything healed: %s", sim_client_asks(self),
+        model_violate(model, "%s: error %u after everything healed: %s", question(self),
                       reply->code, reply->message);
     if (self->kind == CLIENT_CREATE)
         self->next_us = 0;
@@ -248,7 +266,7 @@ void sim_client_on_reply(struct sim_client *self, const uint8_t *bytes, size_t s
             client_check_count(self, map);
             break;
         }
-        world->say(world->impl, "client %u: %s %s: ok", self->number, sim_client_asks(self),
+        world->say(world->impl, "client %u: %s %s: ok", self->number, question(self),
                    self->read.collection->name);
     }
     wire_reply_end(&reply);
@@ -261,11 +279,10 @@ void sim_client_on_time(struct sim_client *self)
     const struct client_world *world = self->world;
     uint64_t now_us = world->now_us(world->impl);
     if (self->request != 0 && now_us >= self->give_up_us) {
-        world->say(world->impl, "client %u: %s: no answer", self->number, sim_client_asks(self));
+        world->say(world->impl, "client %u: %s: no answer", self->number, question(self));
         self->failed_kinds[0]++;
         if (self->is_healed)
-            model_violate(world->model, "%s: no answer after everything healed",
-                          sim_client_asks(self));
+            model_violate(world->model, "%s: no answer after everything healed", question(self));
         if (self->kind == CLIENT_SCRATCH)
             client_scratch_on_unknown(self);
         settle(self, MODEL_UNKNOWN);

@@ -56,6 +56,7 @@ struct sim_client {
     enum client_kind kind;
     struct model_read read;
     unsigned slots[MODEL_SLOTS_MAX], slot_count;
+    unsigned touched[MODEL_SLOTS_MAX], touched_count; /* of a write that depends on what it finds */
     bool is_exact, with_vector;
     enum client_filter filter;
     unsigned group, limit, look;
@@ -71,8 +72,8 @@ void sim_client_init(struct sim_client *self, const struct client_world *world, 
 /* Acts or gives up when it is time; the world calls it at next_us or give_up_us, whichever is open.
  */
 void sim_client_on_time(struct sim_client *self);
-const char *
-sim_client_asks(const struct sim_client *self); /* what its open question is, in a word */
+/* What its open question is, for a person. Returns text. */
+const char *sim_client_asks(const struct sim_client *self, char *text, size_t size);
 void sim_client_on_reply(struct sim_client *self, const uint8_t *bytes, size_t size);
 /* The last look: asks for everything (0: get of every record, 1: exact search, 2: search, 3: count,
  * 4: scroll, 5: a write, 6 and on: verify, compact, wait, ...) of a collection. false: something is

@@ -17,7 +17,7 @@ void client_begin(struct sim_client *self, enum client_kind kind,
     self->read = (struct model_read){.collection = collection,
                                      .r0 = world->tick(world->impl),
                                      .r0_us = world->now_us(world->impl)};
-    self->slot_count = 0;
+    self->slot_count = self->touched_count = 0;
     self->filter = FILTER_NONE;
     self->next_us = UINT64_MAX;
 }
@@ -89,6 +89,7 @@ static void pick_own(struct sim_client *self, unsigned count_max,
     for (unsigned i = 0; i < c->slot_count && self->slot_count < count_max; i++) {
         unsigned slot = (start + i * 1) % c->slot_count;
         if (is_own(self, slot) && unsettled(&c->slots[slot]) < UNSETTLED_MAX &&
+            self->read.r0_us >= c->slots[slot].frozen_until_us &&
             (wanted == NULL || wanted(self, slot)))
             self->slots[self->slot_count++] = slot;
     }
@@ -281,6 +282,8 @@ void client_send_delete(struct sim_client *self, struct model_collection *c)
         pack_ids(self, &p);
     }
     unsigned kept = 0;
+    for (unsigned i = 0; by_filter && i < self->slot_count; i++)
+        self->touched[self->touched_count++] = self->slots[i];
     for (unsigned i = 0; i < self->slot_count; i++) {
         unsigned slot = self->slots[i];
         if (by_filter) {
@@ -305,6 +308,7 @@ void client_send_set_payload(struct sim_client *self, struct model_collection *c
         return;
     }
     const struct model_write old = *holds(self, self->slots[0]);
+    self->touched[self->touched_count++] = self->slots[0];
     struct model_write *write = issue(self, self->slots[0]);
     write->is_present = true;
     write->vector_serial = old.vector_serial;

@@ -6,7 +6,7 @@
 
 #include <stdio.h>
 
-enum { REST_US = 12000000, DIM = 3 }; /* no message of the world is longer on its way */
+enum { DIM = 3 };
 
 static void pack_rows(struct sim_client *self, msgpack_packer *p)
 {
@@ -97,7 +97,7 @@ void client_scratch_on_unknown(struct sim_client *self)
     if (s->asked != SCRATCH_CREATE && s->asked != SCRATCH_DROP)
         return;
     s->state = SCRATCH_UNKNOWN;
-    s->rest_until_us = self->world->now_us(self->world->impl) + REST_US;
+    s->rest_until_us = self->world->now_us(self->world->impl) + MODEL_LATE_US;
 }
 
 void client_scratch_on_error(struct sim_client *self, unsigned code, const char *message)
@@ -121,7 +121,7 @@ void client_scratch_on_error(struct sim_client *self, unsigned code, const char 
             model_violate(model, "scratch: it is gone, and nobody dropped it: %s", message);
         if (s->asked == SCRATCH_DROP) {
             s->state = SCRATCH_ABSENT;
-            s->rest_until_us = self->world->now_us(self->world->impl) + REST_US;
+            s->rest_until_us = self->world->now_us(self->world->impl) + MODEL_LATE_US;
         }
         return;
     default:

@@ -242,9 +242,12 @@ static const char *history(const struct model_slot *slot, char text[200])
     unsigned from = slot->count > 5 ? slot->count - 5 : 0;
     for (unsigned i = from; i < slot->count && used < 170; i++) {
         const struct model_write *w = &slot->writes[i];
-        int more = snprintf(text + used, 200 - used, "%s%s n=%u %s @%llu", i > from ? ", " : "",
-                            w->is_present ? "put" : "gone", w->payload_serial, state_name(w->state),
-                            (unsigned long long)w->issued);
+        char ttl[16] = "";
+        if (w->ttl_s != 0)
+            snprintf(ttl, sizeof(ttl), " ttl=%u", w->ttl_s);
+        int more = snprintf(text + used, 200 - used, "%s%s n=%u%s %s @%llu", i > from ? ", " : "",
+                            w->is_present ? "put" : "gone", w->payload_serial, ttl,
+                            state_name(w->state), (unsigned long long)w->issued);
         used += more > 0 ? (size_t)more : 0;
     }
     return text;
@@ -330,13 +333,14 @@ void model_check_absent(struct model *self, const struct model_read *read, unsig
                   (unsigned long long)read->r1, history(of, text));
 }
 
-/* Whether the slot may show something newer than, or as old as before, the write `at`. */
-static bool absent_may_be_newer(const struct model *self, const struct model_read *read,
-                                const struct model_slot *of, unsigned at)
+/* Whether the slot may show nothing although the write `at` was applied: something newer removed
+ * it, or something older that came late. */
+static bool may_be_gone_since(const struct model *self, const struct model_read *read,
+                              const struct model_slot *of, unsigned at)
 {
-    for (unsigned i = at; i < of->count; i++) {
+    for (unsigned i = 0; i < of->count; i++) {
         const struct model_write *write = &of->writes[i];
-        if (is_possible(of, write, read) &&
+        if ((i >= at || write->state == MODEL_UNKNOWN) && is_possible(of, write, read) &&
             (!write->is_present || may_be_expired(self, write, read)))
             return true;
     }
@@ -358,12 +362,13 @@ void model_check_atomic(struct model *self, const struct model_read *read, const
                  * write that had no answer when this one was issued may also have come after it. */
                 bool is_old = shown[b] != NULL ? shown[b] < &of->writes[i] &&
                                                      shown[b]->applied_by < shown[a]->issued
-                                               : !absent_may_be_newer(self, read, of, i) &&
-                                                     of->writes[i - 1].state == MODEL_ACKED;
+                                               : !may_be_gone_since(self, read, of, i);
                 if (is_old)
                     model_violate(
-                        self, "get %s: a request is half applied: slot %u shows it, slot %u not",
-                        read->collection->name, slots[a], slots[b]);
+                        self,
+                        "get %s: a request is half applied: slot %u shows n=%u of it, slot %u n=%u",
+                        read->collection->name, slots[a], shown[a]->payload_serial, slots[b],
+                        shown[b] == NULL ? 0 : shown[b]->payload_serial);
             }
         }
     }

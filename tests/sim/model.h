@@ -14,6 +14,8 @@
 
 #include <msgpack.h>
 
+/* No message of the world is longer on its way, resends and all. */
+enum { MODEL_LATE_US = 12000000 };
 enum { MODEL_SLOTS_MAX = 96, MODEL_DIM_MAX = 16, MODEL_GROUPS = 5, MODEL_COLLECTIONS_MAX = 2 };
 enum model_metric { MODEL_L2, MODEL_IP, MODEL_COSINE };
 enum model_state { MODEL_PENDING, MODEL_ACKED, MODEL_UNKNOWN, MODEL_REFUSED };
@@ -32,6 +34,7 @@ struct model_write {
 struct model_slot {
     struct model_write *writes; /* in the order of issue; [0] is "absent from the beginning" */
     unsigned count, capacity;
+    uint64_t frozen_until_us; /* a write that depends on what is there may come until then */
 };
 
 struct model_collection {

@@ -47,7 +47,9 @@ static void client_send(void *impl, unsigned client, const void *bytes, size_t s
         return;
     sk_peer address = SK_PEER_FIRST_CLIENT + client * ADDRESSES_MAX +
                       (sk_peer)(self->clients[client].actions % ADDRESSES_MAX);
-    world_say(self, "client %u asks: %s", client, sim_client_asks(&self->clients[client]));
+    char question[240];
+    world_say(self, "client %u asks: %s", client,
+              sim_client_asks(&self->clients[client], question, sizeof(question)));
     self->is_open[client][self->clients[client].actions % ADDRESSES_MAX] = true;
     world_push_bytes(self, EVENT_FRAME, PROCESS_ROUTER, address, world_delay(self, false), bytes,
                      size);
