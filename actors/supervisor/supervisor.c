@@ -19,22 +19,29 @@ enum {
     STATUS_WRONG_ARGUMENTS = 2,
 };
 
-const struct sk_note_kind sk_supervisor_notes[] = {SK_SUPERVISOR_NOTES(SK_NOTE_KIND)};
+const struct sk_note_kind sk_supervisor_events[] = {
+#define EVENT_KIND(name, level, number_name) SK_NOTE_KIND(name, level, number_name, NULL)
+    SK_SUPERVISOR_EVENTS(EVENT_KIND)
+#undef EVENT_KIND
+};
 
 static uint64_t now_us(const struct sk_supervisor *self)
 {
     return self->io.mono_us(self->io.impl);
 }
 
-static void note(const struct sk_supervisor *self, enum sk_supervisor_note kind, uint64_t a,
-                 uint64_t b)
+static void id_of(const struct child *child, char *out, size_t size)
 {
-    self->io.note(self->io.impl, kind, a, b);
+    snprintf(out, size, "%s-%" PRIu32, child->name, child->number);
 }
 
-static uint64_t index_of(const struct sk_supervisor *self, const struct child *child)
+static void tell(const struct sk_supervisor *self, enum sk_supervisor_event event,
+                 const struct child *child, uint64_t number)
 {
-    return (uint64_t)(child - self->children);
+    char id[64] = "";
+    if (child != NULL)
+        id_of(child, id, sizeof id);
+    self->hands.tell(self->hands.impl, event, id, number);
 }
 
 static SK_PRINTF(2, 3) void say(struct sk_supervisor *self, const char *format, ...)
@@ -78,7 +85,7 @@ static void wait_for_restart(struct sk_supervisor *self, struct child *child)
     uint64_t delay = backoff_us(self, child->failures);
     child->state = CHILD_WAITING;
     child->restart_us = now_us(self) + delay;
-    note(self, SK_SUPERVISOR_NOTE_process_restarts_in, index_of(self, child), delay);
+    tell(self, SK_SUPERVISOR_EVENT_process_restarts, child, delay);
 }
 
 static void child_start(struct sk_supervisor *self, struct child *child)
@@ -90,12 +97,12 @@ static void child_start(struct sk_supervisor *self, struct child *child)
     if (child->pid <= 0) {
         child->pid = 0;
         child->failures++;
-        note(self, SK_SUPERVISOR_NOTE_process_not_started, index_of(self, child), 0);
+        tell(self, SK_SUPERVISOR_EVENT_process_not_started, child, 0);
         wait_for_restart(self, child);
         return;
     }
     child->state = CHILD_STARTING;
-    note(self, SK_SUPERVISOR_NOTE_process_started, index_of(self, child), (uint64_t)child->pid);
+    tell(self, SK_SUPERVISOR_EVENT_process_started, child, (uint64_t)child->pid);
 }
 
 static void child_add(struct sk_supervisor *self, const char *name, uint32_t number, sk_peer peer,
@@ -166,9 +173,9 @@ static void look_at_readiness(struct sk_supervisor *self)
             missing->number, supervisor_state_name(missing), ready, self->child_count);
     }
     if (is_ready && !self->is_ready)
-        note(self, SK_SUPERVISOR_NOTE_node_ready, now_us(self) - self->born_us, 0);
+        tell(self, SK_SUPERVISOR_EVENT_node_ready, NULL, now_us(self) - self->born_us);
     else if (!is_ready && self->is_ready)
-        note(self, SK_SUPERVISOR_NOTE_node_not_ready, ready, self->child_count);
+        tell(self, SK_SUPERVISOR_EVENT_node_not_ready, NULL, ready);
     self->is_ready = is_ready;
     self->was_ready |= is_ready;
 }
@@ -192,7 +199,7 @@ static void enter_phase(struct sk_supervisor *self, enum stop_phase phase)
         if (child->pid == 0) {
             child->state = CHILD_ENDED;
         } else if (phase == STOP_KILLED) {
-            note(self, SK_SUPERVISOR_NOTE_process_killed_at_stop, index_of(self, child),
+            tell(self, SK_SUPERVISOR_EVENT_process_killed_at_stop, child,
                  (uint64_t)child->pid);
             self->hands.kill(self->hands.impl, child->pid, SIGKILL);
         } else if (child->phase == phase) {
@@ -221,7 +228,7 @@ void sk_supervisor_stop(struct sk_supervisor *self)
 {
     if (self->phase != STOP_NONE)
         return;
-    note(self, SK_SUPERVISOR_NOTE_node_stopping, 0, 0);
+    tell(self, SK_SUPERVISOR_EVENT_node_stopping, NULL, 0);
     if (!self->has_failed)
         say(self, "stopping");
     self->is_ready = false;
@@ -255,7 +262,7 @@ bool sk_supervisor_process_of(const struct sk_supervisor *self, pid_t pid, char 
     unsigned at = find_pid(self, pid);
     if (at == self->child_count)
         return false;
-    snprintf(out, size, "%s-%" PRIu32, self->children[at].name, self->children[at].number);
+    id_of(&self->children[at], out, size);
     return true;
 }
 
@@ -278,8 +285,8 @@ void sk_supervisor_on_exit(struct sk_supervisor *self, pid_t pid, int wait_statu
         go_on_stopping(self);
         return;
     }
-    note(self, is_signal ? SK_SUPERVISOR_NOTE_process_killed_by : SK_SUPERVISOR_NOTE_process_exited,
-         index_of(self, child), (uint64_t)status);
+    tell(self, is_signal ? SK_SUPERVISOR_EVENT_process_killed : SK_SUPERVISOR_EVENT_process_exited,
+         child, (uint64_t)status);
     child->failures = was_proven ? 0 : child->failures + 1;
     child->restarts++;
     wait_for_restart(self, child);
@@ -325,7 +332,7 @@ static bool on_heartbeat(struct sk_supervisor *self, struct child *child, struct
     if (is_ready && child->state == CHILD_STARTING) {
         child->state = CHILD_READY;
         child->ready_us = child->beat_us;
-        note(self, SK_SUPERVISOR_NOTE_process_ready, index_of(self, child),
+        tell(self, SK_SUPERVISOR_EVENT_process_ready, child,
              child->ready_us - child->started_us);
     } else if (!is_ready && child->state == CHILD_READY) {
         child->state = CHILD_STARTING; /* it says so itself: a shard to open, a peer that is gone */
@@ -348,7 +355,7 @@ void sk_supervisor_on_message(struct sk_supervisor *self, sk_peer from, struct s
     }
     if (child == NULL || sk_link_decode(&header, &body, bytes, &ignored) != SK_ERR_OK ||
         header.kind != SK_LINK_STATS || !on_heartbeat(self, child, body))
-        note(self, SK_SUPERVISOR_NOTE_message_malformed, from, bytes.size);
+        tell(self, SK_SUPERVISOR_EVENT_message_malformed, child, bytes.size);
 }
 
 void sk_supervisor_on_client(struct sk_supervisor *self, sk_peer from, struct sk_span frame)
@@ -382,7 +389,7 @@ static uint64_t child_on_time(struct sk_supervisor *self, struct child *child, u
     uint64_t silent = now > child->beat_us ? now - child->beat_us : 0;
     if (silent < self->config.heartbeat_timeout_us)
         return child->beat_us + self->config.heartbeat_timeout_us;
-    note(self, SK_SUPERVISOR_NOTE_process_silent, index_of(self, child), silent);
+    tell(self, SK_SUPERVISOR_EVENT_process_silent, child, silent);
     self->hands.kill(self->hands.impl, child->pid, SIGKILL);
     child->state = CHILD_STARTING; /* until its end is told */
     look_at_readiness(self);

@@ -34,26 +34,28 @@ enum {
 };
 enum { SK_SUPERVISOR_CHILDREN_MAX = 3 + SK_WORKERS_MAX, SK_ENDPOINT_BYTES = 200 };
 
-#define SK_SUPERVISOR_NOTES(SK_NOTE)                                                               \
-    SK_NOTE(process_started, INFO, "child", "pid")                                                 \
-    SK_NOTE(process_ready, INFO, "child", "after_us")                                              \
-    SK_NOTE(process_exited, WARN, "child", "status")                                               \
-    SK_NOTE(process_killed_by, WARN, "child", "signal")                                            \
-    SK_NOTE(process_not_started, ERROR, "child", NULL)                                             \
-    SK_NOTE(process_silent, ERROR, "child", "silent_us")                                           \
-    SK_NOTE(process_restarts_in, INFO, "child", "us")                                              \
-    SK_NOTE(process_killed_at_stop, WARN, "child", "pid")                                          \
-    SK_NOTE(node_ready, INFO, "after_us", NULL)                                                    \
-    SK_NOTE(node_not_ready, WARN, "children_ready", "children")                                    \
-    SK_NOTE(node_stopping, INFO, NULL, NULL)                                                       \
-    SK_NOTE(message_malformed, WARN, "peer", "bytes")
-enum sk_supervisor_note {
-#define SK_SUPERVISOR_NOTE(name, ...) SK_SUPERVISOR_NOTE_##name,
-    SK_SUPERVISOR_NOTES(SK_SUPERVISOR_NOTE)
-#undef SK_SUPERVISOR_NOTE
-    SK_SUPERVISOR_NOTE_COUNT
+/* name, level, what the number means (NULL: nothing) */
+#define SK_SUPERVISOR_EVENTS(X)                                                                    \
+    X(process_started, INFO, "pid")                                                                \
+    X(process_ready, INFO, "after_us")                                                             \
+    X(process_exited, WARN, "status")                                                              \
+    X(process_killed, WARN, "signal")                                                              \
+    X(process_not_started, ERROR, NULL)                                                            \
+    X(process_silent, ERROR, "silent_us")                                                          \
+    X(process_restarts, INFO, "in_us")                                                             \
+    X(process_killed_at_stop, WARN, "pid")                                                         \
+    X(node_ready, INFO, "after_us")                                                                \
+    X(node_not_ready, WARN, "processes_ready")                                                     \
+    X(node_stopping, INFO, NULL)                                                                   \
+    X(message_malformed, WARN, "bytes")
+enum sk_supervisor_event {
+#define SK_SUPERVISOR_EVENT(name, ...) SK_SUPERVISOR_EVENT_##name,
+    SK_SUPERVISOR_EVENTS(SK_SUPERVISOR_EVENT)
+#undef SK_SUPERVISOR_EVENT
+    SK_SUPERVISOR_EVENT_COUNT
 };
-extern const struct sk_note_kind sk_supervisor_notes[SK_SUPERVISOR_NOTE_COUNT];
+/* a_name is the number's; b_name is not used. */
+extern const struct sk_note_kind sk_supervisor_events[SK_SUPERVISOR_EVENT_COUNT];
 
 struct sk_supervisor; /* opaque */
 
@@ -69,6 +71,8 @@ struct sk_supervisor_hands {
      * take again, where its setting is 0; 0: as configured. */
     pid_t (*start)(void *impl, const char *name, uint32_t number, uint32_t port);
     void (*kill)(void *impl, pid_t pid, int signal);
+    /* Something for the log. process: "router-0", or "" where the node is meant. */
+    void (*tell)(void *impl, enum sk_supervisor_event event, const char *process, uint64_t number);
     struct sk_supervisor_usage (*usage)(void *impl, pid_t pid); /* zeros where it cannot be read */
 };
 

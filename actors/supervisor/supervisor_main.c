@@ -79,6 +79,18 @@ static void tell(struct node *self)
     self->shown = status;
 }
 
+static void log_event(void *impl, enum sk_supervisor_event event, const char *process,
+                      uint64_t number)
+{
+    const struct sk_note_kind *kind = &sk_supervisor_events[event];
+    char values[64] = "";
+    (void)impl;
+    if (kind->a_name != NULL)
+        snprintf(values, sizeof values, "%s=%" PRIu64, kind->a_name, number);
+    sk_log(kind->level, kind->name, "%s%s%s%s", process[0] != '\0' ? "child=" : "", process,
+           process[0] != '\0' && values[0] != '\0' ? " " : "", values);
+}
+
 /* ---- the core behind the loop ---- */
 
 static void on_message(void *arg, sk_peer from, struct sk_span bytes)
@@ -161,7 +173,7 @@ static enum sk_err make_core(struct node *self, struct sk_diag *d)
         .stop_timeout_us = (uint64_t)config->stop_timeout_ms * 1000,
         .own_pid = getpid()};
     struct sk_supervisor_hands hands = {&self->spawn, node_spawn_start, node_spawn_kill,
-                                        node_spawn_usage};
+                                        log_event, node_spawn_usage};
     memcpy(settings.public_key, self->public_key, sizeof settings.public_key);
     snprintf(settings.client_ipc, sizeof settings.client_ipc, "ipc://%s/run/client.ipc",
              self->process.dir);
@@ -186,8 +198,7 @@ static enum sk_err open_sockets(struct node *self, struct sk_diag *d)
 
 static enum sk_err open_node(struct node *self, struct sk_diag *d)
 {
-    struct sk_reactor_config config = {.notes = sk_supervisor_notes,
-                                       .note_count = SK_SUPERVISOR_NOTE_COUNT};
+    struct sk_reactor_config config = {0};
     uint64_t watchdog_us = sk_notify_watchdog_us();
     enum sk_err rc = watch_children(self, d);
     if (rc == SK_ERR_OK)

@@ -29,7 +29,7 @@ struct world {
     unsigned process_count;
     struct sk_buffer reply;
     sk_peer replied_to;
-    unsigned notes[SK_SUPERVISOR_NOTE_COUNT];
+    unsigned events[SK_SUPERVISOR_EVENT_COUNT];
 };
 
 /* ---- hands and io ---- */
@@ -96,11 +96,12 @@ static void send_reply(void *impl, sk_peer to, const struct sk_span *parts, unsi
     self->replied_to = to;
 }
 
-static void count_note(void *impl, unsigned kind, uint64_t a, uint64_t b)
+static void count_event(void *impl, enum sk_supervisor_event event, const char *process,
+                        uint64_t number)
 {
-    (void)a;
-    (void)b;
-    ((struct world *)impl)->notes[kind]++;
+    (void)process;
+    (void)number;
+    ((struct world *)impl)->events[event]++;
 }
 
 /* ---- doing ---- */
@@ -177,8 +178,8 @@ static int setup(void **state)
 {
     struct world *self = calloc(1, sizeof *self);
     struct sk_diag d = {0};
-    struct sk_io io = {.impl = self, .mono_us = mono_us, .send = send_reply, .note = count_note};
-    struct sk_supervisor_hands hands = {self, start, kill_process, usage};
+    struct sk_io io = {.impl = self, .mono_us = mono_us, .send = send_reply};
+    struct sk_supervisor_hands hands = {self, start, kill_process, count_event, usage};
     struct sk_supervisor_config config = {.workers = WORKERS,
                                           .heartbeat_timeout_us = 10 * S,
                                           .backoff_us_max = 1 * S,
@@ -240,7 +241,7 @@ static void a_killed_process_is_started_again_at_once_and_alone(void **state)
     assert_int_equal(process_of(self, "shard-worker", 0)->starts, 1);
     beat(self, router, true);
     assert_true(status_of(self).is_ready);
-    assert_int_equal(self->notes[SK_SUPERVISOR_NOTE_process_killed_by], 1);
+    assert_int_equal(self->events[SK_SUPERVISOR_EVENT_process_killed], 1);
 }
 
 static void a_process_that_keeps_ending_is_started_with_back_off_for_ever(void **state)
@@ -508,7 +509,7 @@ static void hostile_messages_change_nothing(void **state)
     beat_as(self, SK_SUPERVISOR_PEER_ROUTER, 4242, false, "tcp://elsewhere:1");
     assert_true(status_of(self).is_ready);
     assert_string_equal(status_of(self).client_tcp, "tcp://0.0.0.0:7420");
-    assert_true(self->notes[SK_SUPERVISOR_NOTE_message_malformed] > 1000);
+    assert_true(self->events[SK_SUPERVISOR_EVENT_message_malformed] > 1000);
     for (unsigned i = 0; i < CHILDREN; i++)
         assert_int_equal(self->processes[i].kills + self->processes[i].terms, 0);
 }
