@@ -297,7 +297,7 @@ enum sk_err sk_http_new(struct sk_http **out, const struct sk_http_config *confi
     if (self->config.connections_max == 0)
         self->config.connections_max = 64;
     if (self->config.request_ms_max == 0)
-        self->config.request_ms_max = 15000;
+        self->config.request_ms_max = 10000;
     enum sk_err err = listen_at(self, &fd, d);
     if (err != SK_ERR_OK) {
         free(self);

@@ -17,7 +17,7 @@ struct sk_http_config {
     const char *address;      /* numeric, IPv4 or IPv6 */
     uint16_t port;            /* 0 takes a free one */
     unsigned connections_max; /* 0 = 64 */
-    uint32_t request_ms_max;  /* 0 = 15,000 */
+    uint32_t request_ms_max;  /* 0 = 10,000 */
     /* Must call sk_http_answer, now or later. method and path are borrowed for the call. */
     void (*on_request)(void *arg, struct sk_http_request *request, const char *method,
                        const char *path);
