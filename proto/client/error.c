@@ -14,6 +14,8 @@ const char *skerry_code_name(enum skerry_code code)
 }
 
 static void fill(struct skerry_error *error, enum skerry_code code, const char *field,
+                 const char *format, va_list args) SK_PRINTF(4, 0);
+static void fill(struct skerry_error *error, enum skerry_code code, const char *field,
                  const char *format, va_list args)
 {
     if (error == NULL)

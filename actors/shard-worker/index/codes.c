@@ -122,7 +122,9 @@ void sk_encode(const struct sk_index *self, struct sk_generation *generation, ui
                float *rotated, float raw_norm_sq, float error_before)
 {
     const struct sk_kernels *kernels = self->kernels;
-    uint8_t *code = generation->parts[SK_PART_CODES].base + (size_t)row * self->code_bytes;
+    uint8_t *code = NULL; /* without short codes there is no part of them */
+    if (self->code_bytes > 0)
+        code = generation->parts[SK_PART_CODES].base + (size_t)row * self->code_bytes;
     int8_t *plane = sk_plane_of(self, generation, row);
     centre(self, generation, rotated);
     struct sk_factors factors = {.norm_sq = (float)kernels->dot_f64(rotated, rotated, self->padded),

@@ -1,0 +1,57 @@
+#!/usr/bin/python3
+"""Writes the corpora that come from tests/vectors. What fuzzing found and index images are kept beside them as they are."""
+
+import json
+import os
+import sys
+
+import msgpack
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "vectors"))
+import make as vectors    # noqa: E402
+
+
+def pack(value):
+    return msgpack.packb(value, use_bin_type=True)
+
+
+def schema(name, fields):
+    """The stored form, see proto/schema_stored.c."""
+    return [name, bytes(range(16)), 1, 2, 0, len(fields), [["text", 8, 3, 2, 16, 200], ["image", 4, 1, 1, 16, 200]],
+            [[path, kind, number + 1] for number, (path, kind) in enumerate(fields)]]
+
+
+def corpora():
+    stored = schema("docs", [("lexname", 1), ("n", 2), ("place", 6)])
+    payloads = [{"a": "text", "c": 1.5, "m": {"b": 7, "d": True, "f": {"lat": 60.1, "lon": 24.9}}},
+                {"e": "2026-11-23T08:00:00.25+02:00", "x": [None, 1, [2, {"y": b"z"}]]}, {}, {"k%d" % i: i for i in range(12)}]
+    yield "request", [pack(sent) for _, sent in vectors.GOOD] + [data for _, data, _, _ in vectors.RAW]
+    yield "filter", [pack(given) + pack(records[0][0]) for _, _, given, records in vectors.FILTERS]
+    yield "payload", [pack(one) for one in payloads]
+    yield "schema", [pack(stored), pack(schema("a", []))]
+    yield "map", [pack({"version": 3, "node_id": 2**63, "collections": [{"schema": stored, "workers": [0, 1]}],
+                        "keys": [{"name": "admin", "public_key": "k" * 40, "role": "admin"}]}),
+                  pack({"version": 1, "node_id": 1, "collections": [], "keys": []})]
+    yield "link", [b"SLK1" + bytes([kind, 0, 3, 1]) + bytes(range(72)) + b"body" for kind in range(1, 7)]
+    yield "reply", [pack(says) for _, says in vectors.REPLIES] + [
+        json.dumps({"must": [{"key": "a", "match": "\u00e9"}], "n": [1, -2.5e3, None, True]}).encode()]
+    yield "config", [b"client_port = 0\nhttp_port = 0\n", b"# all\nworkers = 2\nmemory_bytes_max = 4G\nquery_core = auto\n"
+                     b"wakeup_latency = off\nlog_level = debug\n", b"no_such_key = 1\n", b"workers\n"]
+    yield "gateway", [pack({"v": 1, "id": 1, "ok": True, "uptime_s": 5, "requests": [{"op": "search", "code": "ok", "count": 3}],
+                            "latency": [{"op": "search", "count": 3, "sum_us": 300, "bounds_us": [100, 1000], "counts": [1, 2, 0]}],
+                            "queue": {"requests_in_flight": 1, "reads_in_flight": 1, "writes_queued": 0},
+                            "wakeup": {"mode": "adaptive", "state": "held"},
+                            "collections": [{"name": "docs", "records": 9, "disk_bytes": 1, "index_bytes": 2, "pending_rows": 0,
+                                             "indexes": [{"vector": "", "type": "hnsw", "state": "ready", "done": 9, "total": 9}]}],
+                            "processes": [{"name": "router", "number": 0, "pid": 7, "state": "ready", "restarts": 0,
+                                           "rss_bytes": 1000}]}),
+                      pack({"v": 1, "id": 1, "ok": True, "node": {"ready": True}, "processes": [], "collections": []})]
+
+
+for target, inputs in corpora():
+    folder = os.path.join(HERE, target)
+    os.makedirs(folder, exist_ok=True)
+    for number, data in enumerate(inputs):
+        with open(os.path.join(folder, f"vector-{number:03}"), "wb") as file:
+            file.write(data)
