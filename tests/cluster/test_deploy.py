@@ -1,5 +1,6 @@
 """The units, the package and the quickstart."""
 
+import contextlib
 import glob
 import os
 import shutil
@@ -7,7 +8,22 @@ import subprocess
 import tempfile
 import unittest
 
-from harness import IS_LONG, TOP, run
+from harness import BIN, IS_LONG, TOP, Node, binary, run
+
+BUILD = os.path.dirname(BIN)
+PROGRAMS = ["/usr/bin/skerry"] + ["/usr/libexec/skerry/skerry-" + name for name in
+                                  ("supervisor", "router", "metadata-keeper", "shard-worker", "gateway")]
+
+
+@contextlib.contextmanager
+def package():
+    """The path of the package of this build."""
+    with tempfile.TemporaryDirectory(prefix="skp-") as folder:
+        run("cpack", "--config", os.path.join(BUILD, "CPackConfig.cmake"), "-B", folder, timeout_s=300)
+        found = glob.glob(os.path.join(folder, "*.deb"))
+        if len(found) != 1:
+            raise AssertionError(f"one package was expected: {found}")
+        yield found[0]
 
 
 class DeployTest(unittest.TestCase):
@@ -55,22 +71,73 @@ class DeployTest(unittest.TestCase):
                            capture_output=True, check=False)
             shutil.rmtree(folder, ignore_errors=True)
 
+    def test_the_manual_pages_are_read_without_a_warning(self):
+        pages = glob.glob(os.path.join(BUILD, "tools", "man", "*.[158]"))
+        self.assertEqual({os.path.basename(page) for page in pages},
+                         {"skerry.1", "skerry.conf.5", "skerry-supervisor.8"})
+        if shutil.which("man") is None:
+            self.skipTest("man is not installed (package man-db)")
+        for page in pages:
+            done = run("man", "--warnings=w", "-E", "UTF-8", "-l", "-Tutf8", "-Z", page)
+            self.assertEqual(done.stderr, "", page)
+        with open(os.path.join(BUILD, "tools", "man", "skerry.1")) as file:
+            text = file.read().replace("\\-", "-")
+        for line in run(binary("skerry"), "--help").stdout.split("Commands:")[1].split("Options:")[0].splitlines():
+            self.assertIn(".SS skerry " + line[2:22].strip(), text)
+        with open(os.path.join(BUILD, "tools", "man", "skerry.conf.5")) as file:
+            text = file.read()
+        for line in run(binary("skerry-supervisor"), "--help").stdout.splitlines():
+            if line.startswith("  ") and " = " in line:
+                self.assertIn(line.split(" = ")[0].strip(), text)
+
+    def test_completion_offers_commands_options_and_collections(self):
+        def complete(*words):
+            script = ('source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _skerry; '
+                      'printf "%s\n" "${COMPREPLY[@]}"')
+            return run("bash", "-c", script, "bash", os.path.join(TOP, "tools", "skerry", "skerry.bash"),
+                       binary("skerry"), *words).stdout.split()
+        self.assertEqual(complete("collection", "de"), ["describe"])
+        self.assertIn("topology", complete(""))
+        self.assertEqual(complete("search", "docs", "--with-p"), ["--with-payload"])
+        self.assertEqual(complete("--di"), ["--dir"])
+        self.assertEqual(complete("--dir", ""), [], "a folder is wanted: the shell completes it")
+        with Node() as node:
+            node.skerry("collection", "create", "docs", "--dim", "2")
+            self.assertEqual(complete("--dir", node.dir, "count", "d"), ["docs"])
+
+    def test_the_debian_package_holds_a_whole_node(self):
+        with package() as path:
+            names = [line.split()[5] for line in run("dpkg-deb", "-c", path).stdout.splitlines()]
+            for name in (*PROGRAMS, "/usr/include/skerry.h", "/usr/lib/pkgconfig/skerry.pc", "/usr/lib/libskerry.so.0",
+                         "/usr/lib/libskerry.a", "/usr/share/man/man1/skerry.1", "/usr/share/man/man5/skerry.conf.5",
+                         "/usr/share/man/man8/skerry-supervisor.8", "/usr/share/bash-completion/completions/skerry",
+                         "/usr/lib/systemd/system/skerry.service", "/usr/lib/sysusers.d/skerry.conf",
+                         "/usr/lib/tmpfiles.d/skerry.conf", "/etc/skerry/skerry.conf"):
+                self.assertIn("." + name, names)
+            self.assertEqual([n for n in names if "/usr/local" in n or "/bin/skerry-" in n], [])
+            self.assertIn("libzmq5", run("dpkg-deb", "-f", path, "Depends").stdout)
+
     @unittest.skipUnless(IS_LONG and os.geteuid() == 0, "installing the package: with --long, as root")
     def test_the_debian_package_installs_and_removes_cleanly(self):
-        folder = tempfile.mkdtemp(prefix="skp-")
-        try:
-            run("cpack", "--config", os.path.join(TOP, "build/release/CPackConfig.cmake"), "-B", folder, timeout_s=300)
-            packages = glob.glob(os.path.join(folder, "*.deb"))
-            self.assertTrue(packages)
-            run("dpkg", "-i", *packages, timeout_s=120)
+        with package() as path, tempfile.TemporaryDirectory(prefix="skd-", dir="/tmp") as folder:
+            run("dpkg", "-i", path, timeout_s=120)
             try:
-                run("/usr/bin/skerry", "--help")
+                for program in PROGRAMS:
+                    run(program, "--help")
+                with open(os.path.join(folder, "skerry.conf"), "w") as file:
+                    file.write("client_port = 0\nhttp_port = 0\n")
+                run("/usr/bin/skerry", "node", "start", "--dir", folder)
+                run("/usr/bin/skerry", "node", "stop", "--dir", folder)
+                self.assertEqual(run("pkg-config", "--modversion", "skerry").stdout,
+                                 run("dpkg-deb", "-f", path, "Version").stdout)
+                files = [f for f in run("dpkg", "-L", "skerry").stdout.splitlines() if "skerry" in f]
             finally:
-                names = [run("dpkg-deb", "-f", p, "Package").stdout.strip() for p in packages]
-                run("dpkg", "--purge", *names, timeout_s=120)
-            self.assertFalse(os.path.exists("/usr/bin/skerry"))
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+                run("dpkg", "--purge", "skerry", timeout_s=120)
+            self.assertEqual([f for f in files if os.path.lexists(f)], [])
+            for path in ("/etc/skerry", "/var/lib/skerry"):
+                self.assertFalse(os.path.exists(path), path)
+            self.assertNotEqual(subprocess.run(["getent", "passwd", "skerry"], check=False,
+                                               capture_output=True).returncode, 0)
 
 
 if __name__ == "__main__":
