@@ -123,6 +123,31 @@ static void a_state_that_is_full_refuses_what_is_new_and_still_drops(void **stat
     }
 }
 
+static size_t stored_pairs(struct world *self)
+{
+    MDB_env *env = NULL;
+    MDB_stat info;
+    assert_int_equal(mdb_env_create(&env), 0);
+    assert_int_equal(mdb_env_open(env, self->state, MDB_RDONLY, 0600), 0);
+    assert_int_equal(mdb_env_stat(env, &info), 0);
+    mdb_env_close(env);
+    return info.ms_entries;
+}
+
+static void stamps_do_not_pile_up_on_the_disk(void **state)
+{
+    struct world *self = *state;
+    for (unsigned i = 0; i < SK_KEEPER_APPLIED_MAX / 2 + 100; i++) {
+        assert_int_equal(world_create(self, "docs"), SK_ERR_OK);
+        assert_int_equal(world_drop(self, "docs"), SK_ERR_OK);
+        world_forget_sent(self);
+    }
+    world_crash(self);
+    size_t pairs = stored_pairs(self);
+    assert_in_range(pairs, SK_KEEPER_APPLIED_MAX, SK_KEEPER_APPLIED_MAX + 8);
+    world_open(self);
+}
+
 /* ---- the interface ---- */
 
 struct told {
@@ -174,6 +199,10 @@ static void a_transaction_applies_whole_when_its_compares_hold_and_is_told_once(
     const struct sk_state_txn other = {compares, 2, &removal, 1, false};
     assert_int_equal(engine.commit(engine.impl, &other, &is_applied, &d), SK_ERR_OK);
     assert_false(is_applied); /* one of the two does not hold */
+    const struct sk_state_pair turned[] = {compares[1], compares[0]};
+    const struct sk_state_txn again = {turned, 2, &removal, 1, false};
+    assert_int_equal(engine.commit(engine.impl, &again, &is_applied, &d), SK_ERR_OK);
+    assert_false(is_applied); /* whichever comes first */
     const struct sk_state_txn third = {compares, 1, &removal, 1, false};
     assert_int_equal(engine.commit(engine.impl, &third, &is_applied, &d), SK_ERR_OK);
     assert_true(is_applied);
@@ -391,6 +420,7 @@ int main(void)
         TEST(damaged_records_are_named_and_stop_the_start),
         TEST(a_second_keeper_in_the_same_folder_is_refused),
         TEST(a_state_that_is_full_refuses_what_is_new_and_still_drops),
+        TEST(stamps_do_not_pile_up_on_the_disk),
         TEST(a_transaction_applies_whole_when_its_compares_hold_and_is_told_once),
         TEST(moods_of_the_engine_are_told_as_they_are),
         TEST(the_map_is_given_when_it_is_newer),
