@@ -492,7 +492,9 @@ static void writer_on_done(struct sk_worker *self)
     else if (writer->turn == TURN_ADMIN)
         admin_on_done(shard);
     writes_refuse_over_budget(shard);
-    requests_waited(shard);
+    /* also those of other shards: they came while this job ran, and may have nothing to wait for */
+    for (struct shard *one = self->shards; one != NULL; one = one->next)
+        requests_waited(one);
     shard_settle(shard);
 }
 
