@@ -2,6 +2,7 @@
 #include "actors/shard-worker/internal.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,18 +33,25 @@ static enum sk_err collection_path(const struct sk_worker *self, const uint8_t u
 static enum sk_err origin_write(const struct sk_worker *self, const char *collection,
                                 struct sk_diag *d)
 {
-    char path[SK_PATH_BYTES], text[80];
+    char path[SK_PATH_BYTES], own[SK_PATH_BYTES], text[80];
     struct sk_file_writer file;
     enum sk_err rc = sk_path(path, d, "%s/origin", collection);
     if (rc != SK_ERR_OK || access(path, F_OK) == 0)
         return rc;
+    /* under a name of our own first: other workers that have shards of it write theirs just now */
+    rc = sk_path(own, d, "%s/origin-%u", collection, self->config.number);
+    if (rc != SK_ERR_OK)
+        return rc;
     int size = snprintf(text, sizeof text, "node=%016" PRIx64 " map=%" PRIu64 "\n",
                         self->map.node_id, self->map.version);
-    rc = sk_file_begin(&file, path, d);
+    rc = sk_file_begin(&file, own, d);
     if (rc != SK_ERR_OK)
         return rc;
     sk_file_write(&file, text, (size_t)size);
-    return sk_file_commit(&file, d);
+    rc = sk_file_commit(&file, d);
+    if (rc == SK_ERR_OK && rename(own, path) != 0)
+        rc = sk_fail_errno(d, errno, "cannot name", path);
+    return rc == SK_ERR_OK ? sk_folder_sync(collection, d) : rc;
 }
 
 static bool is_left_out(const struct sk_worker *self, const char *collection)
