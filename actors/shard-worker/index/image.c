@@ -13,7 +13,8 @@ struct header {
     char magic[8];
     uint32_t format, header_bytes;
     uint32_t kind, metric, dim, m, profile, generation;
-    uint32_t row_count, degree, links_stride, code_bytes, padded, reserved;
+    uint32_t row_count, degree, links_stride, code_bytes, padded;
+    uint32_t hash; /* of the header with 0 here: its counts decide how much memory is asked for */
     uint64_t seed, watermark;
     uint32_t entries[SK_ENTRY_COUNT];
 };
@@ -26,6 +27,12 @@ size_t sk_image_bytes(const struct sk_index *self)
         row_bytes += self->part_bytes[part];
     return sizeof(struct header) + (size_t)self->padded * sizeof(float) +
            (size_t)sk_row_count(self) * row_bytes + 8;
+}
+
+static uint32_t header_hash(struct header header)
+{
+    header.hash = 0;
+    return (uint32_t)sk_hash(FORMAT, &header, sizeof header);
 }
 
 static struct header make_header(const struct sk_index *self)
@@ -50,6 +57,7 @@ static struct header make_header(const struct sk_index *self)
     memcpy(header.magic, MAGIC, sizeof MAGIC);
     for (uint32_t at = 0; at < SK_ENTRY_COUNT; at++)
         header.entries[at] = atomic_load(&self->entries[at]);
+    header.hash = header_hash(header);
     return header;
 }
 
@@ -64,6 +72,8 @@ enum sk_err sk_index_checkpoint_begin(struct sk_index *self, struct sk_diag *d)
     const size_t mean_bytes = self->padded * sizeof(float);
     if (checkpoint->is_running)
         return sk_fail(d, SK_ERR_BUSY, "a checkpoint of this index is being written");
+    if (sk_index_delta_pending_bytes(self) > 0)
+        return sk_fail(d, SK_ERR_INVALID, "changes of this index wait to be taken");
     const size_t frozen_bytes = sizeof(struct header) + mean_bytes + rows * 9 + links_bytes + 64;
     uint8_t *frozen = malloc(frozen_bytes);
     if (frozen == NULL)
@@ -89,7 +99,7 @@ enum sk_err sk_index_checkpoint_begin(struct sk_index *self, struct sk_diag *d)
         checkpoint->sections[FIRST_PART + part].bytes = generation->parts[part].base;
         checkpoint->sections[FIRST_PART + part].size = rows * self->part_bytes[part];
     }
-    self->delta_log_bytes = sk_index_delta_pending_bytes(self);
+    self->delta_log_bytes = 0;
     return SK_ERR_OK;
 }
 
@@ -156,6 +166,8 @@ static enum sk_err check_header(const struct header *header, const struct sk_ind
     if (header->format != FORMAT || header->header_bytes != sizeof *header)
         return sk_fail(d, SK_ERR_VERSION, "index image of format %u, this build reads %d",
                        header->format, FORMAT);
+    if (header->hash != header_hash(*header))
+        return sk_fail(d, SK_ERR_INVALID, "index image: the header's checksum does not match");
     if (header->kind != wanted.kind || header->metric != wanted.metric ||
         header->dim != wanted.dim || header->m != wanted.m || header->profile != wanted.profile ||
         header->seed != wanted.seed)

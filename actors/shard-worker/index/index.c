@@ -34,6 +34,8 @@ static enum sk_err check_params(struct sk_index_params *params, struct sk_diag *
     if (params->ef_construction > SK_INDEX_EF_MAX)
         return sk_fail(d, SK_ERR_INVALID, "ef_construction %u, want 1..%d", params->ef_construction,
                        SK_INDEX_EF_MAX);
+    if (params->flat_below == 0)
+        params->flat_below = SK_INDEX_FLAT_BELOW;
     if (params->ef_construction < params->m)
         params->ef_construction = params->m;
     return SK_ERR_OK;
@@ -285,17 +287,21 @@ enum sk_err sk_index_insert(struct sk_index *self, uint32_t row, uint64_t lseq, 
         rc = sk_delta_reserve(self, sk_delta_insert_bytes_max(self), d);
     if (rc != SK_ERR_OK)
         return rc;
-    if (self->next != NULL && !sk_generation_commit(self, self->next, row + 1))
-        return sk_fail(d, SK_ERR_NOMEM, "the system has no memory for row %u", row);
+    /* the next codes while they are made, the old ones while a reader may still walk on them */
+    struct sk_generation *const others[] = {self->next, self->old};
+    for (unsigned i = 0; i < SK_COUNT_OF(others); i++)
+        if (others[i] != NULL && !sk_generation_commit(self, others[i], row + 1))
+            return sk_fail(d, SK_ERR_NOMEM, "the system has no memory for row %u", row);
     sk_rotate(self, vector, self->scratch.raw);
     sk_mean_add(self, self->scratch.raw);
     if (norm_sq > self->max_norm_sq)
         self->max_norm_sq = norm_sq;
-    if (self->next != NULL) {
-        memcpy(self->scratch.prepared.vector, self->scratch.raw,
-               self->padded * sizeof *self->scratch.raw);
-        sk_encode(self, self->next, row, self->scratch.prepared.vector, norm_sq, 0);
-    }
+    for (unsigned i = 0; i < SK_COUNT_OF(others); i++)
+        if (others[i] != NULL) {
+            memcpy(self->scratch.prepared.vector, self->scratch.raw,
+                   self->padded * sizeof *self->scratch.raw);
+            sk_encode(self, others[i], row, self->scratch.prepared.vector, norm_sq, 0);
+        }
     sk_encode(self, sk_generation_now(self), row, self->scratch.raw, norm_sq, 0);
     if (self->params.kind == SK_INDEX_HNSW) {
         *sk_lseq_of(self, row) = lseq;
@@ -395,7 +401,7 @@ void sk_index_get_stats(const struct sk_index *self, struct sk_index_stats *out)
         .watermark_lseq = sk_index_watermark(self),
         .generation = atomic_load_explicit(&self->generation_number, memory_order_relaxed),
         .row_bytes = self->row_bytes,
-        .is_flat = self->params.kind == SK_INDEX_FLAT || row_count < SK_INDEX_FLAT_BELOW,
+        .is_flat = self->params.kind == SK_INDEX_FLAT || row_count < self->params.flat_below,
         .is_sweeping = atomic_load_explicit(&self->is_sweeping, memory_order_relaxed),
         .isa = self->kernels->isa,
     };

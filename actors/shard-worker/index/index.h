@@ -51,6 +51,7 @@ struct sk_index_params {
     uint64_t seed;             /* of the rotation; the same seed and order give the same index */
     uint64_t memory_bytes_max; /* 0 = no limit but the address space */
     bool is_unlogged;          /* no deltas are kept: sk_index_take_delta stays empty */
+    uint32_t flat_below;       /* hnsw: a complete scan below this many rows; 0 = the constant */
     const char *isa;           /* kernels: NULL = the best here; INVALID when not available */
 };
 
@@ -153,7 +154,8 @@ SK_CHECKED enum sk_err sk_index_load_finish(struct sk_index *self, const struct 
  * what can change (links, row table: a memcpy, about 20 ms a million rows); the codes of a row
  * never change and rows that are let go of stay until the end of the checkpoint. Deltas taken
  * before begin are contained in the image: their rows in the log may be dropped once the image is
- * durable (those taken later must be kept). BUSY: one is running. */
+ * durable (those taken later must be kept). BUSY: one is running. INVALID: changes wait to be taken
+ * (they would be in the image and, a second time, in a later delta). */
 SK_CHECKED enum sk_err sk_index_checkpoint_begin(struct sk_index *self, struct sk_diag *d);
 struct sk_index_writer {
     void *impl;

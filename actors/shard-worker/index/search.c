@@ -444,7 +444,7 @@ enum sk_err sk_index_search(const struct sk_index *self, struct sk_index_reader 
         s.ef = query->k;
     sk_prepare_query(self, s.generation, query->vector, &s.scratch->prepared);
     s.worst = worst_distance(self, query, &s.scratch->prepared);
-    if (query->is_exact || self->params.kind == SK_INDEX_FLAT || s.row_count < SK_INDEX_FLAT_BELOW)
+    if (query->is_exact || self->params.kind == SK_INDEX_FLAT || s.row_count < self->params.flat_below)
         rc = scan(&s, d);
     else if (query->filter != NULL)
         rc = search_filtered(&s, d);

@@ -1,38 +1,13 @@
-/* The library around the engine: ids to rows, locks, threads for batches of queries, files. */
-#include "actors/shard-worker/index/skerry_index.h"
+/* The library around the engine: ids to rows, locks, threads for batches of queries. */
+#include "actors/shard-worker/index/skerry_index_internal.h"
 
-#include "actors/shard-worker/index/index.h"
-
-#include <errno.h>
 #include <math.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
-enum { THREADS_MAX = 64, STEP_EVERY_ROWS = 256, PATH_BYTES_MAX = 4096 };
-static const char MAGIC[8] = {'S', 'K', 'I', 'D', 'X', 'L', 'B', '1'};
+enum { STEP_EVERY_ROWS = 256 };
 
-struct skerry_index {
-    struct sk_index *index;
-    struct sk_index_params params;
-    bool keeps_vectors;
-    pthread_rwlock_t lock; /* adding and removing / searching */
-    pthread_mutex_t readers_lock;
-    struct sk_index_reader *readers[THREADS_MAX]; /* not in use now */
-    uint32_t reader_count;
-    uint64_t lseq;
-    uint64_t *ids; /* by row; SKERRY_NO_ID when the row is not in use */
-    uint64_t *lseqs;
-    float *vectors;
-    uint32_t row_count, row_capacity;
-    uint32_t *free_rows;
-    uint32_t free_count, free_capacity;
-    uint32_t *table; /* open addressing: row + 1 by id; 0 empty */
-    uint32_t table_size, table_used;
-};
-
-static int report(enum sk_err rc, const struct sk_diag *d, char *error, size_t error_size)
+int skerry_index_report(enum sk_err rc, const struct sk_diag *d, char *error, size_t error_size)
 {
     if (error != NULL && error_size > 0)
         snprintf(error, error_size, "%s", rc == SK_ERR_OK ? "" : d->text);
@@ -48,8 +23,7 @@ static uint32_t hash_id(uint64_t id)
     return (uint32_t)(id >> 32);
 }
 
-/* The place of the id, or of the empty slot where it would be. */
-static uint32_t table_at(const struct skerry_index *self, uint64_t id)
+uint32_t skerry_index_table_at(const struct skerry_index *self, uint64_t id)
 {
     uint32_t at = hash_id(id) & (self->table_size - 1);
     while (self->table[at] != 0 && self->ids[self->table[at] - 1] != id)
@@ -57,8 +31,7 @@ static uint32_t table_at(const struct skerry_index *self, uint64_t id)
     return at;
 }
 
-/* Room for count ids at three quarters full; what is in the table stays. */
-static bool table_fit(struct skerry_index *self, uint32_t count)
+bool skerry_index_table_fit(struct skerry_index *self, uint32_t count)
 {
     uint32_t size = self->table_size == 0 ? 64 : self->table_size;
     while ((uint64_t)count * 4 > (uint64_t)size * 3)
@@ -73,7 +46,7 @@ static bool table_fit(struct skerry_index *self, uint32_t count)
     self->table_size = size;
     for (uint32_t i = 0; i < old_size; i++)
         if (old[i] != 0)
-            self->table[table_at(self, self->ids[old[i] - 1])] = old[i];
+            self->table[skerry_index_table_at(self, self->ids[old[i] - 1])] = old[i];
     free(old);
     return true;
 }
@@ -104,7 +77,7 @@ static bool grow_array(void *array, size_t item_bytes, uint32_t capacity)
     return true;
 }
 
-static bool grow_rows(struct skerry_index *self, uint32_t row)
+bool skerry_index_grow_rows(struct skerry_index *self, uint32_t row)
 {
     if (row >= self->row_capacity) {
         uint32_t capacity = self->row_capacity + self->row_capacity / 8 + 1024;
@@ -157,7 +130,8 @@ static enum sk_err parse(const struct skerry_index_options *options, struct sk_i
     return SK_ERR_OK;
 }
 
-static struct skerry_index *make_shell(const struct sk_index_params *params, bool keeps_vectors)
+struct skerry_index *skerry_index_make_shell(const struct sk_index_params *params,
+                                             bool keeps_vectors)
 {
     struct skerry_index *self = calloc(1, sizeof *self);
     if (self == NULL)
@@ -182,18 +156,18 @@ int skerry_index_new(struct skerry_index **out, const struct skerry_index_option
     *out = NULL;
     enum sk_err rc = parse(options, &params, &d);
     if (rc != SK_ERR_OK)
-        return report(rc, &d, error, error_size);
+        return skerry_index_report(rc, &d, error, error_size);
     bool keeps_vectors =
         options->keep_vectors < 0 ? params.kind == SK_INDEX_FLAT : options->keep_vectors > 0;
-    struct skerry_index *self = make_shell(&params, keeps_vectors);
+    struct skerry_index *self = skerry_index_make_shell(&params, keeps_vectors);
     rc = self == NULL ? sk_fail(&d, SK_ERR_NOMEM, "no memory for an index")
                       : sk_index_new(&self->index, &params, NULL, &d);
     if (rc != SK_ERR_OK) {
         skerry_index_free(self);
-        return report(rc, &d, error, error_size);
+        return skerry_index_report(rc, &d, error, error_size);
     }
     *out = self;
-    return report(rc, &d, error, error_size);
+    return skerry_index_report(rc, &d, error, error_size);
 }
 
 void skerry_index_free(struct skerry_index *self)
@@ -248,7 +222,8 @@ static enum sk_err add_one(struct skerry_index *self, uint64_t id, const float *
         return sk_fail_field(d, SK_ERR_INVALID, "ids", "2^64 - 1 is not an id");
     const bool is_reused = self->free_count > 0;
     const uint32_t row = is_reused ? self->free_rows[self->free_count - 1] : self->row_count;
-    if ((!is_reused && !grow_rows(self, row)) || !table_fit(self, self->table_used + 1)) {
+    if ((!is_reused && !skerry_index_grow_rows(self, row)) ||
+        !skerry_index_table_fit(self, self->table_used + 1)) {
         if (!is_reused && self->row_count > row)
             self->row_count = row;
         return sk_fail(d, SK_ERR_NOMEM, "no memory for another id");
@@ -261,7 +236,7 @@ static enum sk_err add_one(struct skerry_index *self, uint64_t id, const float *
     }
     self->lseq++;
     self->free_count -= is_reused;
-    const uint32_t at = table_at(self, id);
+    const uint32_t at = skerry_index_table_at(self, id);
     if (self->table[at] != 0) {
         uint32_t old = self->table[at] - 1;
         rc = sk_index_remove(self->index, old, self->lseqs[old], d);
@@ -294,7 +269,7 @@ int skerry_index_add(struct skerry_index *self, size_t count, const uint64_t *id
             rc = maintain(self, 0, &d);
         pthread_rwlock_unlock(&self->lock);
     }
-    return report(rc, &d, error, error_size);
+    return skerry_index_report(rc, &d, error, error_size);
 }
 
 int skerry_index_remove(struct skerry_index *self, size_t count, const uint64_t *ids,
@@ -305,7 +280,7 @@ int skerry_index_remove(struct skerry_index *self, size_t count, const uint64_t 
     size_t done = 0;
     pthread_rwlock_wrlock(&self->lock);
     for (size_t i = 0; i < count && rc == SK_ERR_OK && self->table_size > 0; i++) {
-        uint32_t at = table_at(self, ids[i]);
+        uint32_t at = skerry_index_table_at(self, ids[i]);
         if (ids[i] == SKERRY_NO_ID || self->table[at] == 0)
             continue;
         uint32_t row = self->table[at] - 1;
@@ -321,7 +296,7 @@ int skerry_index_remove(struct skerry_index *self, size_t count, const uint64_t 
     pthread_rwlock_unlock(&self->lock);
     if (removed != NULL)
         *removed = done;
-    return report(rc, &d, error, error_size);
+    return skerry_index_report(rc, &d, error, error_size);
 }
 
 int skerry_index_compact(struct skerry_index *self, char *error, size_t error_size)
@@ -330,7 +305,7 @@ int skerry_index_compact(struct skerry_index *self, char *error, size_t error_si
     pthread_rwlock_wrlock(&self->lock);
     enum sk_err rc = maintain(self, SK_INDEX_STEP_EAGER, &d);
     pthread_rwlock_unlock(&self->lock);
-    return report(rc, &d, error, error_size);
+    return skerry_index_report(rc, &d, error, error_size);
 }
 
 /* ---- searching ---- */
@@ -438,9 +413,10 @@ int skerry_index_search(struct skerry_index *self, size_t count, const float *qu
     pthread_t ids_of[THREADS_MAX];
     struct sk_diag d = {0};
     if (threads > THREADS_MAX || k == 0 || k > SK_INDEX_EF_MAX)
-        return report(sk_fail(&d, SK_ERR_INVALID, "threads %u and k %u, want 0..%d and 1..%d",
-                              threads, k, THREADS_MAX, SK_INDEX_EF_MAX),
-                      &d, error, error_size);
+        return skerry_index_report(sk_fail(&d, SK_ERR_INVALID,
+                                           "threads %u and k %u, want 0..%d and 1..%d", threads, k,
+                                           THREADS_MAX, SK_INDEX_EF_MAX),
+                                   &d, error, error_size);
     uint32_t used = threads == 0 ? 1 : threads;
     if (used > count)
         used = count == 0 ? 1 : (uint32_t)count;
@@ -465,8 +441,8 @@ int skerry_index_search(struct skerry_index *self, size_t count, const float *qu
     pthread_rwlock_unlock(&self->lock);
     for (uint32_t t = 0; t < used; t++)
         if (batches[t].rc != SK_ERR_OK)
-            return report(batches[t].rc, &batches[t].d, error, error_size);
-    return report(SK_ERR_OK, &d, error, error_size);
+            return skerry_index_report(batches[t].rc, &batches[t].d, error, error_size);
+    return skerry_index_report(SK_ERR_OK, &d, error, error_size);
 }
 
 /* ---- numbers ---- */
@@ -506,176 +482,4 @@ uint64_t skerry_index_memory_bytes(struct skerry_index *self)
         bytes += (uint64_t)self->row_capacity * self->params.dim * sizeof(float);
     pthread_rwlock_unlock(&self->lock);
     return bytes;
-}
-
-/* ---- files: magic, settings, rows, the engine's image ---- */
-
-struct file_header {
-    char magic[8];
-    uint32_t kind, metric, dim, m, ef_construction, keeps_vectors, row_count, free_count;
-    uint64_t seed, lseq;
-};
-
-static bool write_file(void *impl, const void *bytes, size_t size)
-{
-    return fwrite(bytes, 1, size, impl) == size;
-}
-
-static bool read_file(void *impl, void *bytes, size_t size)
-{
-    return fread(bytes, 1, size, impl) == size;
-}
-
-static bool write_rows(struct skerry_index *self, FILE *file)
-{
-    struct file_header header = {.kind = self->params.kind,
-                                 .metric = self->params.metric,
-                                 .dim = self->params.dim,
-                                 .m = self->params.m,
-                                 .ef_construction = self->params.ef_construction,
-                                 .keeps_vectors = self->keeps_vectors,
-                                 .row_count = self->row_count,
-                                 .free_count = self->free_count,
-                                 .seed = self->params.seed,
-                                 .lseq = self->lseq};
-    memcpy(header.magic, MAGIC, sizeof MAGIC);
-    size_t rows = self->row_count;
-    return write_file(file, &header, sizeof header) && write_file(file, self->ids, rows * 8) &&
-           write_file(file, self->lseqs, rows * 8) &&
-           write_file(file, self->free_rows, (size_t)self->free_count * 4) &&
-           (!self->keeps_vectors ||
-            write_file(file, self->vectors, rows * self->params.dim * sizeof(float)));
-}
-
-int skerry_index_save(struct skerry_index *self, const char *path, char *error, size_t error_size)
-{
-    struct sk_diag d = {0};
-    char beside[PATH_BYTES_MAX];
-    int length = snprintf(beside, sizeof beside, "%s.tmp-%d", path, (int)getpid());
-    if (length < 0 || (size_t)length >= sizeof beside)
-        return report(sk_fail(&d, SK_ERR_TOO_LARGE, "the path is too long"), &d, error, error_size);
-    FILE *file = fopen(beside, "wb");
-    if (file == NULL)
-        return report(sk_fail(&d, SK_ERR_UNAVAILABLE, "%s: %s", beside, strerror(errno)), &d, error,
-                      error_size);
-    pthread_rwlock_wrlock(&self->lock);
-    enum sk_err rc = write_rows(self, file)
-                         ? SK_ERR_OK
-                         : sk_fail(&d, SK_ERR_DISK_FULL, "%s: %s", beside, strerror(errno));
-    const struct sk_index_writer writer = {file, write_file};
-    if (rc == SK_ERR_OK)
-        rc = sk_index_checkpoint_write(self->index, &writer, &d);
-    pthread_rwlock_unlock(&self->lock);
-    if (rc == SK_ERR_OK && (fflush(file) != 0 || fsync(fileno(file)) != 0))
-        rc = sk_fail(&d, SK_ERR_DISK_FULL, "%s: %s", beside, strerror(errno));
-    fclose(file);
-    if (rc == SK_ERR_OK && rename(beside, path) != 0)
-        rc = sk_fail(&d, SK_ERR_UNAVAILABLE, "%s: %s", path, strerror(errno));
-    if (rc != SK_ERR_OK)
-        (void)remove(beside);
-    return report(rc, &d, error, error_size);
-}
-
-static bool read_rows(struct skerry_index *self, const struct file_header *header, FILE *file)
-{
-    const size_t rows = header->row_count;
-    if (rows > 0 && !grow_rows(self, header->row_count - 1))
-        return false;
-    self->free_rows = malloc((size_t)header->free_count * 4 + 4);
-    if (self->free_rows == NULL)
-        return false;
-    self->free_count = self->free_capacity = header->free_count;
-    return read_file(file, self->ids, rows * 8) && read_file(file, self->lseqs, rows * 8) &&
-           read_file(file, self->free_rows, (size_t)header->free_count * 4) &&
-           (!self->keeps_vectors ||
-            read_file(file, self->vectors, rows * self->params.dim * sizeof(float)));
-}
-
-static bool lseq_of(void *impl, uint32_t row, uint64_t *lseq)
-{
-    const struct skerry_index *self = impl;
-    if (row >= self->row_count || self->ids[row] == SKERRY_NO_ID)
-        return false;
-    *lseq = self->lseqs[row];
-    return true;
-}
-
-/* The tables must say the same as the engine's image. */
-static enum sk_err check_tables(struct skerry_index *self, struct sk_diag *d)
-{
-    uint32_t count = 0;
-    for (uint32_t row = 0; row < self->row_count; row++)
-        count += self->ids[row] != SKERRY_NO_ID;
-    if (!table_fit(self, count))
-        return sk_fail(d, SK_ERR_NOMEM, "no memory for %u ids", count);
-    for (uint32_t row = 0; row < self->row_count; row++) {
-        if (self->ids[row] == SKERRY_NO_ID)
-            continue;
-        if (!sk_index_has(self->index, row, self->lseqs[row]))
-            return sk_fail(d, SK_ERR_INVALID, "index file: row %u is not in the image", row);
-        uint32_t at = table_at(self, self->ids[row]);
-        if (self->table[at] != 0)
-            return sk_fail(d, SK_ERR_INVALID, "index file: an id twice");
-        self->table[at] = row + 1;
-        self->table_used++;
-    }
-    for (uint32_t i = 0; i < self->free_count; i++)
-        if (self->free_rows[i] >= self->row_count ||
-            !sk_index_row_is_free(self->index, self->free_rows[i]))
-            return sk_fail(d, SK_ERR_INVALID, "index file: row %u is not free", self->free_rows[i]);
-    return SK_ERR_OK;
-}
-
-static enum sk_err load(struct skerry_index **out, FILE *file,
-                        const struct skerry_index_options *options, struct sk_diag *d)
-{
-    struct file_header header;
-    if (!read_file(file, &header, sizeof header) || memcmp(header.magic, MAGIC, sizeof MAGIC) != 0)
-        return sk_fail(d, SK_ERR_INVALID, "not an index file");
-    if (header.row_count > SK_INDEX_ROWS_MAX || header.free_count > header.row_count ||
-        header.dim < 1 || header.dim > SK_INDEX_DIM_MAX)
-        return sk_fail(d, SK_ERR_INVALID, "index file: the header makes no sense");
-    const struct sk_index_params params = {
-        .kind = (enum sk_index_kind)header.kind,
-        .metric = (enum sk_metric)header.metric,
-        .dim = header.dim,
-        .m = header.m,
-        .ef_construction = header.ef_construction,
-        .seed = header.seed,
-        .is_unlogged = true,
-        .memory_bytes_max = options != NULL ? options->memory_bytes_max : 0,
-        .isa = options != NULL ? options->isa : NULL,
-    };
-    struct skerry_index *self = make_shell(&params, header.keeps_vectors != 0);
-    if (self == NULL)
-        return sk_fail(d, SK_ERR_NOMEM, "no memory for an index");
-    *out = self;
-    self->lseq = header.lseq;
-    if (!read_rows(self, &header, file))
-        return sk_fail(d, SK_ERR_INVALID, "index file: cut off, unreadable or too large");
-    const struct sk_index_image_reader reader = {file, read_file};
-    const struct sk_index_live live = {self, lseq_of};
-    enum sk_err rc = sk_index_checkpoint_read(&self->index, &params, NULL, &reader, d);
-    if (rc == SK_ERR_OK)
-        rc = sk_index_load_finish(self->index, &live, d);
-    return rc == SK_ERR_OK ? check_tables(self, d) : rc;
-}
-
-int skerry_index_load(struct skerry_index **out, const char *path,
-                      const struct skerry_index_options *options, char *error, size_t error_size)
-{
-    struct sk_diag d = {0};
-    *out = NULL;
-    FILE *file = fopen(path, "rb");
-    if (file == NULL)
-        return report(sk_fail(&d, SK_ERR_NOT_FOUND, "%s: %s", path, strerror(errno)), &d, error,
-                      error_size);
-    enum sk_err rc = load(out, file, options, &d);
-    fclose(file);
-    if (rc != SK_ERR_OK) {
-        rc = sk_wrap(&d, rc, "%s", path);
-        skerry_index_free(*out);
-        *out = NULL;
-    }
-    return report(rc, &d, error, error_size);
 }

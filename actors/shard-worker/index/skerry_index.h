@@ -30,7 +30,7 @@ struct skerry_index_options {
     uint32_t ef_construction; /* 0 = 200 */
     uint64_t seed;
     uint64_t memory_bytes_max; /* 0 = no limit */
-    const char *isa;           /* NULL = the best here; "scalar", "avx2", "neon" */
+    const char *isa;           /* NULL = the best here; "scalar", "avx2", "avx512", "neon" */
     /* 1: the float32 vectors are kept and every score is exact; 0: scores come from 8-bit codes
      * (about 0.1 % off); -1: 1 for flat, 0 for hnsw */
     int32_t keep_vectors;
