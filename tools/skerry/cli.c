@@ -63,6 +63,7 @@ void cli_note(const char *format, ...)
     va_list args;
     if (cli_settings.quiet)
         return;
+    fflush(stdout); /* what was said about a result stands behind it */
     va_start(args, format);
     vfprintf(stderr, format, args);
     va_end(args);
