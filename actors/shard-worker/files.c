@@ -155,6 +155,14 @@ bool sk_file_write(struct sk_file_writer *self, const void *bytes, size_t size)
     return self->error == 0;
 }
 
+void sk_file_flush(struct sk_file_writer *self)
+{
+    if (self->error == 0 && fflush(self->stream) != 0)
+        self->error = errno;
+    if (self->error == 0) /* advice only: what fails here fails again at the commit */
+        (void)sync_file_range(fileno(self->stream), 0, 0, SYNC_FILE_RANGE_WRITE);
+}
+
 enum sk_err sk_file_commit(struct sk_file_writer *self, struct sk_diag *d)
 {
     if (self->error == 0 && (fflush(self->stream) != 0 || fsync(fileno(self->stream)) != 0))

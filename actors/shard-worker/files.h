@@ -35,6 +35,8 @@ struct sk_file_writer {
 };
 SK_CHECKED enum sk_err sk_file_begin(struct sk_file_writer *self, const char *path,
                                      struct sk_diag *d);
+/* What was written so far is on its way to the disk; nothing waits for it. */
+void sk_file_flush(struct sk_file_writer *self);
 /* False when it (or an earlier one) failed; commit tells why. */
 bool sk_file_write(struct sk_file_writer *self, const void *bytes, size_t size);
 SK_CHECKED enum sk_err sk_file_commit(struct sk_file_writer *self, struct sk_diag *d);

@@ -15,6 +15,7 @@ enum {
     SAVE_IDLE_US = 200 * 1000,
     SAVE_BYTES = 8 * 1024 * 1024,
     BIRTHS_AT_ONCE = 256,
+    STEP_REST_US = 2000,
 };
 
 /* ---- where vectors and liveness come from (writer lane, inside a read of writer_reader) ---- */
@@ -252,6 +253,7 @@ static enum sk_err build_slice(struct writer *writer, struct field *field, uint6
     }
     sk_index_advance(field->index, sk_store_lseq(shard->writer_reader));
     field_set_state(field, FIELD_READY);
+    shard->worker->writer.has_become_ready = true;
     atomic_store_explicit(&field->serving, field->index, memory_order_release);
     return SK_ERR_OK;
 }
@@ -311,8 +313,12 @@ static enum sk_err ready_slice(struct writer *writer, struct field *field, uint6
     bool is_eager = rc == SK_ERR_BUSY || (field->has_dead && is_idle(field, now_us(self)));
     const struct sk_index_clock clock = {self, clock_us};
     uint64_t budget = self->config.index_slice_us / (has_pending ? 8 : 1);
+    uint64_t begun_us = now_us(self);
     rc = sk_index_step(field->index, budget, &clock, is_eager ? SK_INDEX_STEP_EAGER : 0,
                        &field->has_more, d);
+    uint64_t now = now_us(self);
+    if (field->has_more && now < begun_us + budget / 2) /* a reader holds it up */
+        field->step_rest_us = now + STEP_REST_US;
     if (is_eager && !field->has_more)
         field->has_dead = false;
     uint32_t rows[256]; /* is_let_go() asks the index itself */
@@ -382,7 +388,8 @@ static bool wants_slice(const struct field *field, uint64_t now, bool is_stoppin
     case FIELD_BUILDING:
         return !is_stopping;
     case FIELD_READY:
-        return (!is_stopping && (field->has_more || sk_pending_count(&field->pending) != 0 ||
+        return (!is_stopping && ((field->has_more && now >= field->step_rest_us) ||
+                                 sk_pending_count(&field->pending) != 0 ||
                                  (field->has_dead && is_idle(field, now)))) ||
                field->is_checkpointing || is_checkpoint_due(field, now, is_stopping);
     case FIELD_FLAT:
@@ -437,8 +444,12 @@ uint64_t indexing_next_us(const struct shard *shard, uint64_t now)
         const struct field *field = &shard->fields[f];
         if (wants_slice(field, now, false))
             next = now;
+        else if (field->state == FIELD_READY && field->has_more)
+            next = sooner(next, field->step_rest_us);
         else if (wants_slice(field, UINT64_MAX / 2, false))
-            next = sooner(next, field->changed_us + INDEX_IDLE_US);
+            next = sooner(next, field->changed_us + INDEX_IDLE_US > field->checkpoint_rest_us
+                                    ? field->changed_us + INDEX_IDLE_US
+                                    : field->checkpoint_rest_us);
     }
     if (next < shard->index_rest_us)
         next = shard->index_rest_us;

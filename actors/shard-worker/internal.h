@@ -51,7 +51,8 @@ struct request {
     struct sk_link_header header;
     uint64_t deadline_us;
     uint64_t arrived_us;
-    size_t size;               /* of the frame; counted in worker.queued_bytes */
+    size_t frame_size;
+    size_t size;               /* of all this; counted in worker.queued_bytes */
     uint32_t rows;             /* that a write brings or names */
     bool waited_for_index;     /* it stood in front of the queue while the pending buffer was full */
     struct sk_request decoded; /* spans into frame */
@@ -106,6 +107,8 @@ struct field {
     bool has_more;                    /* the last step of the index wants another */
     bool has_dead;                    /* rows were removed that the last eager step has not seen */
     bool must_rebuild;                /* what is stored is not to be trusted */
+    uint64_t step_rest_us;            /* no step before: it waits for readers to move on */
+    uint64_t checkpoint_rest_us;      /* no checkpoint before: the last one failed */
     bool is_checkpointing;
     struct sk_file_writer checkpoint;
     uint64_t checkpoint_delta;        /* deltas numbered below are in the image being written */
@@ -168,6 +171,8 @@ struct writer {
     enum sk_err code;
     struct sk_diag diag;
     struct sk_index *retired_indexes[SK_VECTOR_FIELDS_MAX];
+    bool has_become_ready; /* the field's index, in this turn */
+    bool has_checkpoint;   /* one became durable in this turn */
     struct sk_buffer reply;
     _Atomic bool is_wanted; /* the core has a write waiting: index work ends its slice */
 };
@@ -230,6 +235,14 @@ struct describe {
     struct sk_diag diag;
 };
 
+/* A write that was answered with an error: a late copy of it gets that answer too, and is not applied
+ * when the disk has room again. Those that were applied are remembered by the store. */
+struct refusal {
+    uint64_t incarnation, sequence;
+    enum sk_err code; /* OK: an empty place */
+};
+enum { REFUSALS_MAX = 1024 }; /* by sequence; a newer one takes the place */
+
 struct sk_worker {
     struct sk_worker_config config;
     char data_dir[SK_PATH_BYTES];
@@ -251,6 +264,7 @@ struct sk_worker {
     struct writer writer;
     struct describe describe;
     struct queue parked;
+    struct refusal refusals[REFUSALS_MAX];
     uint64_t queued_bytes;
     uint64_t expire_us; /* no request passes its deadline before */
     unsigned reads_in_flight;

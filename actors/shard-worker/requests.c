@@ -154,7 +154,8 @@ static struct request *request_new(struct sk_worker *self, const struct sk_link_
     memset(request, 0, sizeof *request);
     if (frame.size != 0)
         memcpy(request->frame, frame.bytes, frame.size);
-    request->size = frame.size;
+    request->frame_size = frame.size;
+    request->size = sizeof *request + frame.size;
     request->header = *header;
     request->arrived_us = now_us(self);
     request->deadline_us = request->arrived_us + (uint64_t)header->deadline_ms * 1000;
@@ -181,7 +182,7 @@ void requests_take(struct sk_worker *self, const struct sk_link_header *header,
         refuse(self, header, frame, rc, &d);
         return;
     }
-    struct sk_span held = sk_span_of(request->frame, request->size);
+    struct sk_span held = sk_span_of(request->frame, request->frame_size);
     rc = sk_request_decode(&request->decoded, held, &d);
     if (rc != SK_ERR_OK) {
         struct sk_envelope envelope = {0};

@@ -12,6 +12,7 @@
 enum {
     CHECKPOINT_BYTES_MIN = 4 * 1024 * 1024, /* of log, while busy */
     CHECKPOINT_SLICE_BYTES = 2 * 1024 * 1024,
+    CHECKPOINT_REST_US = 60 * 1000 * 1000,  /* after one that failed: it must not fill a full disk again */
     RELEASE_AT_ONCE = 4096,
     CHECKPOINT_MAGIC = 0x314B4353, /* "SCK1" */
 };
@@ -273,6 +274,7 @@ enum sk_err checkpoint_begin(struct field *field, struct sk_diag *d)
     rc = sk_file_begin(&field->checkpoint, path, d);
     if (rc != SK_ERR_OK) {
         sk_index_checkpoint_abort(field->index);
+        field->checkpoint_rest_us = now_us(field->shard->worker) + CHECKPOINT_REST_US;
         return rc;
     }
     /* what was taken and waits for its transaction is in the image too */
@@ -299,24 +301,30 @@ enum sk_err checkpoint_slice(struct field *field, struct sk_diag *d)
     bool is_done = false;
     enum sk_err rc = sk_index_checkpoint_step(field->index, CHECKPOINT_SLICE_BYTES, &to, &is_done,
                                               d);
+    sk_file_flush(&field->checkpoint); /* so that the sync at the end is short */
     if (rc != SK_ERR_OK) {
         int number = field->checkpoint.error;
         sk_file_abort(&field->checkpoint);
         field->is_checkpointing = false;
+        field->checkpoint_rest_us = now_us(field->shard->worker) + CHECKPOINT_REST_US;
         return number != 0 ? sk_fail_errno(d, number, "cannot write", field->checkpoint.path) : rc;
     }
     if (!is_done)
         return SK_ERR_OK;
     field->is_checkpointing = false;
     rc = sk_file_commit(&field->checkpoint, d);
-    if (rc == SK_ERR_OK)
+    if (rc == SK_ERR_OK) {
         field->delta_drop = field->checkpoint_delta;
+        field->shard->worker->writer.has_checkpoint = true;
+    } else {
+        field->checkpoint_rest_us = now_us(field->shard->worker) + CHECKPOINT_REST_US;
+    }
     return rc;
 }
 
 bool is_checkpoint_due(const struct field *field, uint64_t now, bool is_stopping)
 {
-    if (field->state != FIELD_READY || field->is_checkpointing)
+    if (field->state != FIELD_READY || field->is_checkpointing || now < field->checkpoint_rest_us)
         return false;
     uint64_t log =
         sk_index_delta_log_bytes(field->index) + sk_index_delta_pending_bytes(field->index);

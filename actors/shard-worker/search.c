@@ -315,7 +315,8 @@ static enum sk_err graph(struct search *self, struct sk_index *index, bool *is_a
         bool is_certain = result.is_certain && dropped == 0;
         if (self->request->exact && !is_certain)
             return SK_ERR_OK;
-        bool is_short = self->rank.count < self->rank.limit && dropped != 0 && result.count >= k;
+        /* The rank may be full of pending rows that are worse than what the index still has. */
+        bool is_short = dropped != 0 && result.count >= k && result.count - dropped < k;
         if (!is_short) {
             self->is_exact = self->is_exact && is_certain;
             *is_answered = true;
@@ -326,6 +327,26 @@ static enum sk_err graph(struct search *self, struct sk_index *index, bool *is_a
     return SK_ERR_OK;
 }
 
+/* A range or a place may be the union of as many sets as there are records. */
+static bool is_heavy(const struct sk_filter *filter)
+{
+    if (filter->kind == SK_FILTER_RANGE || filter->kind == SK_FILTER_GEO_RADIUS ||
+        filter->kind == SK_FILTER_GEO_BOX)
+        return true;
+    if (filter->kind != SK_FILTER_GROUP)
+        return false;
+    for (uint32_t i = 0; i < filter->u.group.must_count; i++)
+        if (is_heavy(filter->u.group.must[i]))
+            return true;
+    for (uint32_t i = 0; i < filter->u.group.should_count; i++)
+        if (is_heavy(filter->u.group.should[i]))
+            return true;
+    for (uint32_t i = 0; i < filter->u.group.must_not_count; i++)
+        if (is_heavy(filter->u.group.must_not[i]))
+            return true;
+    return false;
+}
+
 static enum sk_err prepare_filter(struct search *self, struct sk_diag *d)
 {
     struct reader *reader = self->reader;
@@ -333,7 +354,8 @@ static enum sk_err prepare_filter(struct search *self, struct sk_diag *d)
     if (rc != SK_ERR_OK || self->filter == NULL)
         return rc;
     uint64_t records = atomic_load_explicit(&reader->shard->records, memory_order_relaxed);
-    if (sk_filter_undeclared(self->filter, reader->shard->schema) != NULL &&
+    if ((is_heavy(self->filter) ||
+         sk_filter_undeclared(self->filter, reader->shard->schema) != NULL) &&
         is_too_slow_here(self, records * 4))
         return SK_ERR_OK;
     rc = select_rows(self, d);

@@ -116,6 +116,10 @@ void answer(struct sk_worker *self, struct request *request, enum sk_err code, s
 void answer_error(struct sk_worker *self, struct request *request, enum sk_err code,
                   const struct sk_diag *d)
 {
+    const struct sk_link_header *asked = &request->header;
+    if (asked->incarnation != 0)
+        self->refusals[asked->sequence % REFUSALS_MAX] =
+            (struct refusal){asked->incarnation, asked->sequence, code};
     sk_buffer_clear(&self->reply);
     sk_reply_error(&self->reply, &request->decoded.id, code, d);
     if (self->reply.is_broken) /* no memory even for that: the router's deadline answers */
@@ -401,6 +405,8 @@ static void submit_writer(struct shard *shard, enum turn turn, struct field *fie
     writer->is_stopping = self->is_stopping;
     writer->code = SK_ERR_OK;
     writer->diag = (struct sk_diag){0};
+    writer->has_become_ready = false;
+    writer->has_checkpoint = false;
     writer->is_submitted = true;
     atomic_store_explicit(&writer->is_wanted, false, memory_order_relaxed);
     writer->job = (struct sk_job){.lane = SK_LANE_WRITE, .run = runs[turn]};
@@ -474,6 +480,11 @@ static void writer_on_done(struct sk_worker *self)
         if (writer->turn != TURN_COMMIT && writer->turn != TURN_ADMIN)
             shard->index_rest_us = now + REST_US; /* tried again, but not at once */
     }
+    if (writer->has_become_ready || writer->has_checkpoint)
+        note(self,
+             writer->has_checkpoint ? SK_WORKER_NOTE_checkpoint_written : SK_WORKER_NOTE_index_ready,
+             shard->number,
+             atomic_load_explicit(&writer->field->index_rows, memory_order_relaxed));
     if (writer->turn == TURN_COMMIT || writer->turn == TURN_SAVE)
         shard->saved_us = now;
     for (unsigned f = 0; f < shard->field_count; f++)

@@ -126,8 +126,25 @@ static void answer_write(struct sk_worker *self, const struct request *request)
         answer_early(self, request, SK_ERR_OK, sk_buffer_span(&self->reply));
 }
 
+/* A copy of a write that was refused is refused again, whatever has changed since. */
+static bool was_refused(const struct sk_worker *self, const struct request *request)
+{
+    const struct sk_link_header *stamp = &request->header;
+    const struct refusal *refusal = &self->refusals[stamp->sequence % REFUSALS_MAX];
+    return refusal->code != SK_ERR_OK && refusal->incarnation == stamp->incarnation &&
+           refusal->sequence == stamp->sequence;
+}
+
+static void refuse_again(struct sk_worker *self, struct request *request)
+{
+    enum sk_err code = self->refusals[request->header.sequence % REFUSALS_MAX].code;
+    answer_error(self, request, code, NULL);
+}
+
 bool writes_are_admitted(struct shard *shard)
 {
+    while (shard->writes.first != NULL && was_refused(shard->worker, shard->writes.first))
+        refuse_again(shard->worker, queue_pop(&shard->writes));
     struct request *request = shard->writes.first;
     if (request == NULL || shard->schema_next != NULL || shard->is_dropped)
         return false;
@@ -146,6 +163,10 @@ void writes_take_batch(struct shard *shard)
     while (shard->writes.first != NULL) {
         struct request *request = shard->writes.first;
         bool is_first = batch->first == NULL;
+        if (was_refused(self, request)) {
+            refuse_again(self, queue_pop(&shard->writes));
+            continue;
+        }
         if (!fits(shard, request, room, is_first) ||
             (!is_first && bytes + request->size > BATCH_BYTES_MAX))
             break;

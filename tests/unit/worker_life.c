@@ -165,6 +165,43 @@ static void a_used_memory_budget_refuses_upserts_only(void **unused)
     world_free(w);
 }
 
+static void a_full_shard_still_answers_and_deletes(void **unused)
+{
+    (void)unused;
+    struct world *w = world_new();
+    add_collection(w, "docs", SK_SCHEMA_HNSW, SK_SCHEMA_COSINE);
+    w->config.map_bytes_max = 4 * 1024 * 1024;
+    start(w);
+    struct sk_reply reply = {0};
+    uint64_t id = 0;
+    for (; id < 40000; id += 250) {
+        reply = ask(w, upsert_of(0, id, 250, 1));
+        if (!reply.is_ok)
+            break;
+    }
+    assert_int_equal(reply.code, SK_ERR_DISK_FULL);
+    assert_int_equal(count_of(w, 0), id); /* all of a request or nothing */
+    uint64_t found[1], gone[250];
+    reply = ask_ok(w, search_of(0, id - 1, 1, 1));
+    assert_int_equal(ids_of(&reply, "hits", found, NULL), 1);
+    assert_int_equal(found[0], id - 1);
+    for (uint64_t first = 0; first < id / 2; first += 250) {
+        for (unsigned i = 0; i < 250; i++)
+            gone[i] = first + i;
+        reply = ask_ok(w, with_ids("delete", 0, gone, 250));
+        assert_int_equal(number_of(&reply, "deleted"), 250);
+    }
+    pass(w, 30000000);
+    upsert(w, 0, 90000, 10, 1); /* the rows of the dead are used again */
+    check(w);
+    crash(w);
+    start(w);
+    wait_indexed(w, 0);
+    assert_true(has_record(w, 0, 90003, 1));
+    check(w);
+    world_free(w);
+}
+
 static void the_schema_can_be_altered(void **unused)
 {
     (void)unused;
@@ -280,6 +317,7 @@ int main(void)
         cmocka_unit_test(the_graph_survives_stops_crashes_and_damage),
         cmocka_unit_test(writes_and_deletes_while_building_are_found),
         cmocka_unit_test(a_used_memory_budget_refuses_upserts_only),
+        cmocka_unit_test(a_full_shard_still_answers_and_deletes),
         cmocka_unit_test(the_schema_can_be_altered),
         cmocka_unit_test(a_request_with_a_newer_map_waits_for_it),
         cmocka_unit_test(verify_compact_snapshot_restore),
