@@ -13,6 +13,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -163,6 +164,19 @@ static enum sk_err watch_children(struct node *self, struct sk_diag *d)
                                : sk_fail(d, SK_ERR_UNAVAILABLE, "signalfd: %s", strerror(errno));
 }
 
+/* What the links of this node, and of this start of it, know each other by (common/shell/reactor.h). */
+static enum sk_err make_token(struct sk_diag *d)
+{
+    uint8_t bytes[16];
+    char text[2 * sizeof bytes + 1];
+    if (getrandom(bytes, sizeof bytes, 0) != (ssize_t)sizeof bytes)
+        return sk_fail(d, SK_ERR_UNAVAILABLE, "getrandom: %s", strerror(errno));
+    for (size_t i = 0; i < sizeof bytes; i++)
+        snprintf(text + 2 * i, 3, "%02x", bytes[i]);
+    setenv("SKERRY_LINK_TOKEN", text, 1);
+    return SK_ERR_OK;
+}
+
 static enum sk_err make_core(struct node *self, struct sk_diag *d)
 {
     const struct sk_config *config = &self->process.config;
@@ -200,7 +214,9 @@ static enum sk_err open_node(struct node *self, struct sk_diag *d)
 {
     struct sk_reactor_config config = {0};
     uint64_t watchdog_us = sk_notify_watchdog_us();
-    enum sk_err rc = watch_children(self, d);
+    enum sk_err rc = make_token(d);
+    if (rc == SK_ERR_OK)
+        rc = watch_children(self, d);
     if (rc == SK_ERR_OK)
         rc = sk_reactor_new(&self->reactor, &config, d);
     if (rc == SK_ERR_OK)

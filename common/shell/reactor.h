@@ -73,6 +73,10 @@ void sk_reactor_stop(struct sk_reactor *self, int status);
 /* ---- sockets. endpoint: "ipc:///..." or "tcp://..."; every function fails with UNAVAILABLE and
  * words of what to do (port in use, folder not writable). ---- */
 
+/* Links of one node share a token (environment SKERRY_LINK_TOKEN, made by the supervisor) that stands
+ * behind each routing id on the wire. ROUTER hands the mail of an id over to whoever comes last under
+ * it, and leaves the one before in silence: a stranger must not be able to name one. */
+
 /* A DEALER to one process, under a routing id by which it knows us ("worker-0"). What is sent while
  * the link is down is dropped; on_connected tells when it is up. peer < SK_PEER_FIRST_CLIENT. */
 SK_CHECKED enum sk_err sk_reactor_connect(struct sk_reactor *self, sk_peer peer, const char *endpoint,

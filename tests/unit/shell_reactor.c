@@ -315,6 +315,12 @@ static int setup(void **state)
     return server_start(state, 0);
 }
 
+static int setup_token(void **state)
+{
+    setenv("SKERRY_LINK_TOKEN", "secret", 1);
+    return server_start(state, 0);
+}
+
 static int setup_small(void **state)
 {
     return server_start(state, 1000);
@@ -336,6 +342,7 @@ static int teardown(void **state)
     snprintf(command, sizeof command, "rm -r %s", self->dir);
     assert_int_equal(system(command), 0);
     free(self);
+    unsetenv("SKERRY_LINK_TOKEN");
     return 0;
 }
 
@@ -462,6 +469,29 @@ static void links_are_known_by_their_routing_id(void **state)
     assert_string_equal(ask(again, "hello"), "peer 11: hello");
     zmq_close(one);
     zmq_close(again);
+    zmq_close(sock);
+}
+
+static void a_stranger_who_names_a_link_without_the_token_takes_nothing(void **state)
+{
+    struct server *self = *state;
+    void *one = client(ZMQ_DEALER, self->worker_ipc, "worker-1.secret");
+    assert_string_equal(ask(one, "hello"), "peer 11: hello");
+    static const char *const strangers[] = {"worker-1", "worker-1.", "worker-1.secre", "worker-1.Secret",
+                                            "worker-1secret", ".secret", "secret"};
+    for (size_t i = 0; i < SK_COUNT_OF(strangers); i++) {
+        void *sock = client(ZMQ_DEALER, self->worker_ipc, strangers[i]);
+        char text[32];
+        say(sock, "hello");
+        set_timeout(sock, 50);
+        assert_int_equal(zmq_recv(sock, text, sizeof text, 0), -1);
+        zmq_close(sock);
+    }
+    void *sock = client(ZMQ_DEALER, self->ipc, NULL);
+    assert_string_equal(ask(sock, "worker"), "sent");
+    assert_string_equal(hear(one), "to worker");
+    assert_string_equal(ask(one, "hello"), "peer 11: hello");
+    zmq_close(one);
     zmq_close(sock);
 }
 
@@ -696,6 +726,7 @@ int main(void)
         cmocka_unit_test(a_curve_client_has_the_role_of_its_key_and_none_when_revoked),
         cmocka_unit_test(a_curve_port_answers_no_plain_client),
         cmocka_unit_test(links_are_known_by_their_routing_id),
+        cmocka_unit_test(a_stranger_who_names_a_link_without_the_token_takes_nothing),
         cmocka_unit_test(what_is_published_reaches_a_subscriber),
         cmocka_unit_test(quick_jobs_run_in_place_without_recursion),
         cmocka_unit_test(slow_jobs_run_beside_the_loop),
@@ -711,9 +742,13 @@ int main(void)
     };
     struct CMUnitTest all[SK_COUNT_OF(tests)];
     for (size_t i = 0; i < SK_COUNT_OF(tests); i++) {
-        bool is_small = tests[i].test_func == an_oversized_frame_ends_that_connection_only;
+        CMUnitTestFunction test = tests[i].test_func;
         all[i] = tests[i];
-        all[i].setup_func = is_small ? setup_small : setup;
+        all[i].setup_func = setup;
+        if (test == an_oversized_frame_ends_that_connection_only)
+            all[i].setup_func = setup_small;
+        if (test == a_stranger_who_names_a_link_without_the_token_takes_nothing)
+            all[i].setup_func = setup_token;
         all[i].teardown_func = teardown;
     }
     return cmocka_run_group_tests(all, NULL, NULL);
