@@ -54,6 +54,7 @@ static struct sk_index_params params_of(const struct field *field)
         .ef_construction = field->schema.ef_construction,
         .seed = 0x536B657272790000U | field->at,
         .isa = field->shard->worker->config.kernels,
+        .flat_below = field->shard->worker->config.flat_below,
         .memory_bytes_max = budget / (parts != 0 ? parts : 1),
     };
 }

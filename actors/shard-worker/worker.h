@@ -60,6 +60,7 @@ struct sk_worker_config {
     uint32_t batch_rows_max;   /* rows of one group commit; 0 = 4,096 (one request may be larger) */
     uint32_t pending_rows_max; /* rows committed and not yet linked, a vector field; 0 = 1,024 */
     uint32_t index_slice_us;   /* one index step before waiting writes get their turn; 0 = 4,000 */
+    uint32_t flat_below;       /* an hnsw index scans below this many rows; 0 = the index's default */
     uint32_t quick_cost_max_us; /* a read estimated above this goes to a search thread; 0 = 1,500 */
     uint64_t memory_bytes_max;  /* budget of a collection that has none of its own; 0 = no bound */
     const char *kernels;        /* set of vector kernels (copied); NULL: the best that is here */
