@@ -150,7 +150,7 @@ static void settle(struct sim_client *self, enum model_state state)
     for (unsigned i = 0; is_write(self->kind) && i < self->slot_count; i++)
         model_settle(world->model, self->read.collection, self->slots[i], client_request(self),
                      state, tick, now_us);
-    for (unsigned i = 0; state == MODEL_UNKNOWN && i < self->touched_count; i++)
+    for (unsigned i = 0; state != MODEL_ACKED && i < self->touched_count; i++)
         self->read.collection->slots[self->touched[i]].frozen_until_us = now_us + MODEL_LATE_US;
 }
 

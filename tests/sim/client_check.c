@@ -87,10 +87,10 @@ static void check_complete(struct sim_client *self, const bool *hit, unsigned hi
             model_violate(
                 model,
                 "%s search %s: slot %u (n=%u, score %.6g) is missing among %u hits of %u asked "
-                "for%s, read @%llu-%llu",
+                "for%s, the last scores %.6g, read @%llu-%llu",
                 self->is_exact ? "exact" : "index", c->name, slot, write->payload_serial,
                 (double)score, hit_count, self->limit,
-                self->filter != FILTER_NONE ? " with a filter" : "",
+                self->filter != FILTER_NONE ? " with a filter" : "", (double)last_score,
                 (unsigned long long)self->read.r0, (unsigned long long)self->read.r1);
     }
 }

@@ -113,8 +113,10 @@ void client_scratch_on_error(struct sim_client *self, unsigned code, const char 
     case ERR_DISK_FULL:
         if (code == ERR_DISK_FULL && !self->world->may_be_full(self->world->impl))
             model_violate(model, "scratch: disk_full on a disk that is not full");
-        if (s->asked == SCRATCH_UPSERT && s->shards > 1)
-            s->high += s->rows; /* one of the shards may have applied its part */
+        /* One of two shards may have applied its part; a keeper or worker that is killed forgets
+         * what it refused, and may apply a late copy. */
+        if (s->asked != SCRATCH_COUNT)
+            client_scratch_on_unknown(self);
         return;
     case ERR_NOT_FOUND:
         if (s->state == SCRATCH_THERE)

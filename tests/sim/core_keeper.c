@@ -4,11 +4,9 @@
 static bool create(void **core, struct world *world, unsigned process, const struct sk_io *io,
                    struct sk_diag *d)
 {
-    char folder[PATH_MAX];
     (void)process;
-    snprintf(folder, sizeof(folder), "%s/data/keeper", world->dir);
     struct sk_keeper_config config = {
-        .folder = folder, .worker_count = world->worker_count, .state_bytes_max = 16 << 20};
+        .folder = "data/keeper", .worker_count = world->worker_count, .state_bytes_max = 16 << 20};
     return sk_keeper_new((struct sk_keeper **)core, &config, io, d) == SK_ERR_OK;
 }
 

@@ -4,14 +4,12 @@
 static bool create(void **core, struct world *world, unsigned process, const struct sk_io *io,
                    struct sk_diag *d)
 {
-    char data[PATH_MAX], snapshots[PATH_MAX];
-    snprintf(data, sizeof(data), "%s/data", world->dir);
-    snprintf(snapshots, sizeof(snapshots), "%s/snapshots", world->dir);
-    struct sk_worker_config config = {.data_dir = data,
-                                      .snapshot_dir = snapshots,
+    struct sk_worker_config config = {.data_dir = "data",
+                                      .snapshot_dir = "snapshots",
                                       .number = process - PROCESS_WORKER_0,
                                       .process_id = process + 1,
                                       .pending_rows_max = 24, /* so that the bound is met */
+                                      .flat_below = world->seed % 2 != 0 ? 4 : 0, /* the graph too */
                                       .map_bytes_max = 64 << 20};
     return sk_worker_new((struct sk_worker **)core, &config, io, d) == SK_ERR_OK;
 }
@@ -55,7 +53,7 @@ static bool is_ready(void *core)
 {
     struct sk_worker_status status;
     sk_worker_get_status(core, &status);
-    return status.is_ready;
+    return status.is_ready && status.shards_failed == 0;
 }
 
 static int target_of(sk_peer peer)

@@ -38,9 +38,8 @@ void world_draw_rates(struct world *self)
 
 static void damage_files(struct world *self)
 {
-    char path[PATH_MAX], what[160];
-    snprintf(path, sizeof(path), "%s/data", self->dir);
-    if (!sim_disk_damage(path, sim_next(&self->rng), what, sizeof(what)))
+    char what[160];
+    if (!sim_disk_damage("data", sim_next(&self->rng), what, sizeof(what)))
         return;
     self->stats.damaged++;
     world_say(self, "index file %s", what);
@@ -52,7 +51,7 @@ void world_cut_power(struct world *self)
     for (unsigned p = 0; p < self->process_count; p++)
         process_crash(&self->processes[p], sim_between(&self->rng, 1000, 300000));
     uint64_t before = sim_disk.taken_back;
-    sim_disk_power_cut(self->dir, &self->rng);
+    sim_disk_power_cut("data", &self->rng);
     self->stats.power_cuts++;
     self->stats.taken_back += sim_disk.taken_back - before;
 }

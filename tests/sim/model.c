@@ -176,6 +176,20 @@ void model_settle(struct model *self, struct model_collection *c, unsigned slot,
     }
 }
 
+void model_forget_refusals(struct model *self, uint64_t now_us)
+{
+    for (unsigned c = 0; c < self->collection_count; c++) {
+        for (unsigned s = 0; s < self->collections[c].slot_count; s++) {
+            struct model_slot *slot = &self->collections[c].slots[s];
+            for (unsigned i = 0; i < slot->count; i++) {
+                struct model_write *write = &slot->writes[i];
+                if (write->state == MODEL_REFUSED && write->issued_us + MODEL_LATE_US > now_us)
+                    write->state = MODEL_UNKNOWN;
+            }
+        }
+    }
+}
+
 static bool is_replaced(const struct model_slot *slot, const struct model_write *write, uint64_t r0)
 {
     for (unsigned i = 0; i < slot->count; i++) {

@@ -79,6 +79,8 @@ int model_compare_ids(unsigned a, unsigned b); /* the order of ties */
 /* A new write of a slot, PENDING; the returned pointer is good until the next one of that slot. */
 struct model_write *model_issue(struct model *self, struct model_collection *c, unsigned slot,
                                 uint64_t tick, uint64_t now_us);
+/* A worker has lost its memory of what it refused: a late copy of that may be applied after all. */
+void model_forget_refusals(struct model *self, uint64_t now_us);
 void model_settle(struct model *self, struct model_collection *c, unsigned slot, uint32_t request,
                   enum model_state state, uint64_t tick, uint64_t now_us);
 /* The one value that every read in this interval must show (an absent one too), or NULL when more

@@ -314,6 +314,8 @@ void process_crash(struct process *process, uint64_t down_us)
     process->write_first = process->write_last = NULL;
     process->is_writing = false;
     process->crashes++;
+    if (process->number >= PROCESS_WORKER_0)
+        model_forget_refusals(&self->model, self->mono_us);
     self->stats.crashes++;
     world_push(self, (struct event){.at_us = self->mono_us + down_us,
                                     .kind = EVENT_START,

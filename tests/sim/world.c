@@ -246,13 +246,12 @@ static bool set_up(struct world *self, const struct world_options *options)
     sim_disk_reset();
     const char *base = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
     snprintf(self->dir, sizeof(self->dir), "%s/skerry-sim-%ld-XXXXXX", base, (long)getpid());
-    if (mkdtemp(self->dir) == NULL)
+    /* The cores work in it by relative names: its own name is not the seed's. */
+    if (mkdtemp(self->dir) == NULL || chdir(self->dir) != 0)
         return false;
     static const char *const folders[] = {"data", "data/keeper", "snapshots"};
     for (unsigned i = 0; i < SK_COUNT_OF(folders); i++) {
-        char path[PATH_MAX];
-        snprintf(path, sizeof(path), "%s/%s", self->dir, folders[i]);
-        if (mkdir(path, 0700) != 0)
+        if (mkdir(folders[i], 0700) != 0)
             return false;
     }
     model_init(&self->model, &self->rng);
@@ -315,5 +314,6 @@ void world_end(struct world *self)
     free(self->heap);
     model_deinit(&self->model);
     sim_disk_reset();
-    sim_disk_remove(self->dir);
+    if (chdir("/") == 0)
+        sim_disk_remove(self->dir);
 }
