@@ -11,8 +11,8 @@ import urllib.request
 
 import zmq
 
-from harness import SLOW, Client, NoAnswer, Node, RequestError, is_alive, kill, pack_vectors, vector_of, \
-    wait_until
+from harness import SLOW, Client, NoAnswer, Node, RequestError, binary, is_alive, kill, pack_vectors, \
+    run, vector_of, wait_until
 
 DIM = 8
 ROUNDS = 8
@@ -167,7 +167,14 @@ class KeeperTest(unittest.TestCase):
         finally:
             node.destroy()
 
-    def test_a_second_keeper_is_refused_and_a_newer_state_too(self):
+    def test_a_second_keeper_is_refused_and_disturbs_nobody(self):
+        with Node() as node:
+            second = run(binary("skerry-metadata-keeper"), "--dir", node.dir, check=False)
+            self.assertNotEqual(second.returncode, 0)
+            self.assertIn("another keeper", second.stderr)
+            node.client().call("create_collection", collection="docs", vectors={"dim": DIM})
+
+    def test_the_state_of_a_newer_release_is_refused_with_words(self):
         with Node() as node:
             node.stop()
             path = os.path.join(node.dir, "data", "keeper", "data.mdb")

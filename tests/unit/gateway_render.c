@@ -192,6 +192,27 @@ static void every_metric_of_the_surface_is_there(void **state)
     free(text);
 }
 
+/* METRICS.md and what is rendered name the same metrics, with the same types. */
+static void the_page_of_metrics_is_true(void **state)
+{
+    (void)state;
+    char *text = render_sample(), line[512], name[80], type[16], wanted[128];
+    FILE *page = fopen(SK_SOURCE_DIR "/actors/gateway/METRICS.md", "r");
+    assert_non_null(page);
+    unsigned named = 0;
+    while (fgets(line, sizeof line, page) != NULL) {
+        if (sscanf(line, "| `%79[a-z_]` | %15[a-z] |", name, type) != 2)
+            continue;
+        (void)snprintf(wanted, sizeof wanted, "# TYPE %s %s\n", name, type);
+        if (strstr(text, wanted) == NULL)
+            fail_msg("METRICS.md has %s %s, which is not rendered", name, type);
+        named++;
+    }
+    (void)fclose(page);
+    assert_int_equal(named, count_of(text, "# TYPE "));
+    free(text);
+}
+
 static void a_histogram_is_cumulative_and_in_seconds(void **state)
 {
     (void)state;
@@ -387,6 +408,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_metric_of_the_surface_is_there),
+        cmocka_unit_test(the_page_of_metrics_is_true),
         cmocka_unit_test(a_histogram_is_cumulative_and_in_seconds),
         cmocka_unit_test(labels_are_bounded_and_no_sample_comes_twice),
         cmocka_unit_test(labels_are_escaped),
