@@ -2,6 +2,7 @@
 #ifndef SK_SHELL_INTERNAL_H
 #define SK_SHELL_INTERNAL_H
 
+#include "common/shell/loop.h"
 #include "common/shell/reactor.h"
 
 #include <czmq.h>
@@ -59,29 +60,87 @@ sk_peer sk_returns_give(struct sk_returns *self, struct sk_socket *socket, zmq_m
 struct sk_return *sk_returns_take(struct sk_returns *self, sk_peer peer);
 void sk_returns_free(struct sk_returns *self, struct sk_return *entry);
 
-/* ---- sockets.c ---- */
+/* ---- sockets.c: what all sockets share, and those of ZeroMQ (tcp doors, PUB, SUB) ---- */
 
 enum sk_socket_kind { SK_SOCKET_LINK, SK_SOCKET_SUBSCRIBER, SK_SOCKET_PUBLISHER, SK_SOCKET_DOOR };
-enum { SK_SOCKETS_MAX = 32, SK_GONE_MAX = 16 };
+enum { SK_SOCKETS_MAX = 32, SK_GONE_MAX = 16, SK_ROUTING_ID_BYTES_MAX = 64, SK_TOKEN_BYTES_MAX = 64 };
+
+struct sk_connection; /* ipc.c */
 
 struct sk_socket {
     struct sk_reactor *reactor;
     enum sk_socket_kind kind;
-    zsock_t *zsock;
-    void *raw;        /* of zsock */
-    zsock_t *monitor; /* of links and subscribers */
-    sk_peer peer;     /* of all but doors */
+    sk_peer peer; /* of all but doors */
     struct sk_reactor_door door;
     void (*on_up)(void *arg); /* a shell's module on this link */
     void *on_up_arg;
+    size_t bytes_max;        /* of a message */
+    struct sk_source source; /* fd of ZeroMQ, or the listening one */
+    /* ZeroMQ */
+    zsock_t *zsock; /* NULL: an ipc door or link of our own */
+    void *raw;      /* of zsock */
+    bool is_dirty;  /* used in this turn: its fd may not tell what has come */
+    zsock_t *monitor; /* of subscribers */
+    struct sk_source monitor_source;
+    /* ipc.c */
+    char path[108];
+    char routing_id[SK_ROUTING_ID_BYTES_MAX + SK_TOKEN_BYTES_MAX + 2]; /* ours, of a link, with the token */
+    struct sk_connection *links; /* a link's one, or a door's connections of known processes */
+    uint64_t retry_us;           /* when a link connects, or a door listens, again; UINT64_MAX */
+    unsigned retry_ms;
 };
 
+/* Owned by the reactor once it is in its list; what fails before is closed. */
+SK_CHECKED enum sk_err sk_socket_make(struct sk_socket **out, struct sk_reactor *reactor,
+                                      enum sk_socket_kind kind, struct sk_diag *d);
 void sk_socket_close(struct sk_socket *self);
+size_t sk_socket_bytes_max(const struct sk_reactor_door *door);
+SK_CHECKED enum sk_err sk_bind_failed(struct sk_diag *d, const char *endpoint, int reason);
 /* The parts joined as one message to a link, a subscriber or a client; drops and counts. */
 void sk_socket_send(struct sk_reactor *self, sk_peer to, const struct sk_span *parts,
                     unsigned part_count);
+/* Reads ZeroMQ sockets that were used in this turn. True: there may be more. */
+bool sk_sockets_look(struct sk_reactor *self);
+/* A link's peer is not there: the core hears of it at the end of the turn. */
+void sk_link_gone(struct sk_reactor *reactor, sk_peer peer);
 /* Calls fn(arg) too whenever the link of that peer comes up. */
 void sk_reactor_on_up(struct sk_reactor *self, sk_peer peer, void (*fn)(void *arg), void *arg);
+void sk_socket_is_up(struct sk_socket *self);
+
+/* ---- ipc.c: doors and links over unix sockets, ZMTP spoken in the loop's own thread ---- */
+
+/* endpoint begins with "ipc://". */
+SK_CHECKED enum sk_err sk_ipc_bind(struct sk_socket *self, const char *endpoint, struct sk_diag *d);
+SK_CHECKED enum sk_err sk_ipc_connect(struct sk_socket *self, const char *endpoint,
+                                      struct sk_diag *d);
+void sk_ipc_close(struct sk_socket *self);
+/* To a known process; a client, by what its return address keeps. */
+void sk_ipc_send(struct sk_socket *self, sk_peer to, const struct sk_span *parts,
+                 unsigned part_count);
+void sk_ipc_send_to_client(struct sk_reactor *reactor, uint64_t serial, bool has_delimiter,
+                           const struct sk_span *parts, unsigned part_count);
+/* Connects again, ends handshakes that take too long; returns when it wants to be called next. */
+uint64_t sk_ipc_on_time(struct sk_reactor *reactor, uint64_t now_us);
+/* Frees what was closed in this turn. */
+void sk_ipc_reap(struct sk_reactor *reactor);
+void sk_ipc_deinit(struct sk_reactor *reactor);
+
+/* ---- arrive.c: what a message that came is, and who gets it ---- */
+
+/* One message behind its routing id. The parts are borrowed. */
+struct sk_arrival {
+    struct sk_socket *socket;
+    zmq_msg_t *routing_id; /* of clients; taken */
+    const char *user;      /* a client's public key where the door has CURVE, else NULL */
+    struct sk_span parts[2];
+    unsigned part_count; /* how many there were: more than two are not kept */
+};
+void sk_link_arrived(struct sk_socket *socket, sk_peer from, const struct sk_arrival *arrival);
+void sk_client_arrived(struct sk_arrival *arrival);
+/* The peer of a routing id (without the token) at this door: "router", or "worker-7" with no more digits
+ * than needed. */
+bool sk_door_peer_of(const struct sk_reactor_door *door, struct sk_span id, sk_peer *out);
+bool sk_door_has_peer(const struct sk_reactor_door *door, sk_peer peer);
 
 /* ---- watch.c ---- */
 
@@ -89,10 +148,12 @@ enum { SK_WATCHES_MAX = 64 };
 
 struct sk_watch {
     struct sk_reactor *reactor;
-    void (*fn)(void *arg);
+    void (*fn)(void *arg); /* NULL: free */
     void *arg;
-    int fd; /* -1: a timer, or free where fn is NULL */
+    bool is_period; /* fd is a timer of ours */
+    struct sk_source source;
 };
+void sk_watches_deinit(struct sk_reactor *self);
 
 /* ---- reactor.c ---- */
 
@@ -104,7 +165,8 @@ struct sk_reactor {
     struct sk_reactor_core core;
     struct sk_io io;
     /* state */
-    zloop_t *loop;
+    struct sk_loop loop;
+    struct sk_source timer, signals_source, jobs_done;
     struct sk_jobs *jobs;
     struct sk_returns returns;
     struct sk_socket *sockets[SK_SOCKETS_MAX];
@@ -114,8 +176,15 @@ struct sk_reactor {
     unsigned gone_count;
     struct sk_job *quick_first, *quick_last; /* submitted by a job that runs in place */
     bool is_in_place;
-    int timer_fd, signal_fd;
-    uint64_t armed_us; /* of timer_fd; UINT64_MAX: not armed */
+    char token[SK_TOKEN_BYTES_MAX + 1]; /* of this node's links; "": none */
+    uint64_t armed_us; /* of timer; UINT64_MAX: not armed */
+    struct sk_connection **connections; /* by slot */
+    uint32_t connection_slots, connection_count;
+    uint64_t generation;
+    struct sk_connection *dead; /* closed in this turn */
+    uint8_t *scratch;           /* what is read first */
+    uint64_t out_bytes;         /* that wait for clients that do not read */
+    uint64_t ipc_next_us;       /* when sk_ipc_on_time wants to be called */
     unsigned signals;
     bool is_stopped;
     int status;
@@ -124,8 +193,7 @@ struct sk_reactor {
     struct sk_reactor_counters counters;
 };
 
-/* What every handler of the loop ends with: the core's timer, and whether the loop goes on (0). */
-int sk_reactor_turn(struct sk_reactor *self);
+uint64_t sk_reactor_now_us(void);
 /* Before the first socket of a process. */
 void sk_reactor_context(void);
 

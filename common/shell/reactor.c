@@ -11,7 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { DRAIN_MAX_DEFAULT = 64, PAUSE_US = 5000 };
+enum { DRAIN_MAX_DEFAULT = 64 };
 
 /* ---- struct sk_io ---- */
 
@@ -20,6 +20,11 @@ static uint64_t clock_us(clockid_t clock)
     struct timespec now;
     clock_gettime(clock, &now);
     return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
+
+uint64_t sk_reactor_now_us(void)
+{
+    return clock_us(CLOCK_MONOTONIC);
 }
 
 static uint64_t io_mono_us(void *impl)
@@ -106,45 +111,46 @@ static void arm(struct sk_reactor *self, uint64_t when_us)
     uint64_t at_us = when_us == 0 ? 1 : when_us; /* zero would disarm */
     struct itimerspec at = {.it_value = {.tv_sec = (time_t)(at_us / 1000000),
                                          .tv_nsec = (long)(at_us % 1000000 * 1000)}};
-    timerfd_settime(self->timer_fd, TFD_TIMER_ABSTIME, &at, NULL);
+    timerfd_settime(self->timer.fd, TFD_TIMER_ABSTIME, &at, NULL);
     self->armed_us = when_us;
 }
 
-int sk_reactor_turn(struct sk_reactor *self)
+/* What every turn of the loop ends with: links that are gone, the core's timer. */
+static void turn(struct sk_reactor *self)
 {
-    if (self->is_stopped)
-        return -1;
     for (unsigned count = self->gone_count, i = 0; i < count; i++) { /* more of them: the next turn */
         sk_peer peer = self->gone[0];
         memmove(self->gone, self->gone + 1, --self->gone_count * sizeof self->gone[0]);
         if (self->core.on_disconnected != NULL)
             self->core.on_disconnected(self->core.core, peer);
     }
-    if (self->core.on_time != NULL) {
-        /* An armed timer that is too early is left alone: it costs one turn, re-arming it a system
-         * call for each request. */
-        uint64_t when_us = self->core.on_time(self->core.core);
-        if (when_us < self->armed_us)
-            arm(self, when_us);
+    uint64_t when_us = self->core.on_time != NULL ? self->core.on_time(self->core.core) : UINT64_MAX;
+    if (self->ipc_next_us != UINT64_MAX) {
+        uint64_t now = sk_reactor_now_us();
+        if (self->ipc_next_us <= now)
+            self->ipc_next_us = sk_ipc_on_time(self, now);
     }
-    return self->is_stopped ? -1 : 0;
+    sk_ipc_reap(self);
+    when_us = self->ipc_next_us < when_us ? self->ipc_next_us : when_us;
+    /* An armed timer that is too early is left alone: it costs one turn, re-arming it a system call for
+     * each request. */
+    if (when_us < self->armed_us)
+        arm(self, when_us);
 }
 
-static int on_timer(zloop_t *loop, zmq_pollitem_t *item, void *arg)
+static void on_timer(void *arg, uint32_t events)
 {
     struct sk_reactor *self = arg;
     uint64_t times;
-    (void)loop;
-    (void)!read(item->fd, &times, sizeof times);
+    (void)events;
+    (void)!read(self->timer.fd, &times, sizeof times);
     self->armed_us = UINT64_MAX;
-    return sk_reactor_turn(self);
 }
 
-static int on_jobs_done(zloop_t *loop, zmq_pollitem_t *item, void *arg)
+static void on_jobs_done(void *arg, uint32_t events)
 {
     struct sk_reactor *self = arg;
-    (void)loop;
-    (void)item;
+    (void)events;
     struct sk_job *job = sk_jobs_take_done(self->jobs);
     while (job != NULL) {
         struct sk_job *next = job->next;
@@ -153,31 +159,20 @@ static int on_jobs_done(zloop_t *loop, zmq_pollitem_t *item, void *arg)
             self->core.on_job_done(self->core.core, job);
         job = next;
     }
-    return sk_reactor_turn(self);
 }
 
-static int on_signal(zloop_t *loop, zmq_pollitem_t *item, void *arg)
+static void on_signal(void *arg, uint32_t events)
 {
     struct sk_reactor *self = arg;
     struct signalfd_siginfo info;
-    (void)loop;
-    if (read(item->fd, &info, sizeof info) != (ssize_t)sizeof info)
-        return 0;
+    (void)events;
+    if (read(self->signals_source.fd, &info, sizeof info) != (ssize_t)sizeof info)
+        return;
     sk_log(SK_LEVEL_INFO, "signal", "number=%u sender=%u", info.ssi_signo, info.ssi_pid);
     if (self->signals++ == 0 && self->core.on_stop != NULL)
         self->core.on_stop(self->core.core);
     else
         sk_reactor_stop(self, 0);
-    return sk_reactor_turn(self);
-}
-
-static int watch(struct sk_reactor *self, int fd, zloop_fn *handler, void *arg)
-{
-    zmq_pollitem_t item = {.fd = fd, .events = ZMQ_POLLIN};
-    if (zloop_poller(self->loop, &item, handler, arg) != 0)
-        return -1;
-    zloop_poller_set_tolerant(self->loop, &item);
-    return 0;
 }
 
 /* ---- public ---- */
@@ -207,20 +202,24 @@ static enum sk_err open_all(struct sk_reactor *self, const struct sk_reactor_con
     pthread_sigmask(SIG_BLOCK, &stopping, NULL);
     signal(SIGPIPE, SIG_IGN);
     sk_reactor_context();
-    self->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
-    self->signal_fd = signalfd(-1, &stopping, SFD_NONBLOCK | SFD_CLOEXEC);
-    self->loop = zloop_new();
-    if (self->timer_fd < 0 || self->signal_fd < 0 || self->loop == NULL)
+    self->timer = (struct sk_source){.fn = on_timer, .arg = self};
+    self->timer.fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+    self->signals_source = (struct sk_source){.fn = on_signal, .arg = self};
+    self->signals_source.fd = signalfd(-1, &stopping, SFD_NONBLOCK | SFD_CLOEXEC);
+    if (self->timer.fd < 0 || self->signals_source.fd < 0)
         return sk_fail(d, SK_ERR_UNAVAILABLE, "cannot make the loop: %s", strerror(errno));
-    zloop_set_nonstop(self->loop, true); /* signals are ours */
-    enum sk_err rc = sk_returns_init(&self->returns, config->clients_open_max, io_random(self), d);
+    enum sk_err rc = sk_loop_init(&self->loop, d);
+    if (rc == SK_ERR_OK)
+        rc = sk_returns_init(&self->returns, config->clients_open_max, io_random(self), d);
     if (rc == SK_ERR_OK)
         rc = sk_jobs_new(&self->jobs, config->search_threads == 0 ? 1 : config->search_threads, d);
     if (rc != SK_ERR_OK)
         return rc;
-    if (watch(self, self->timer_fd, on_timer, self) != 0 ||
-        watch(self, self->signal_fd, on_signal, self) != 0 ||
-        watch(self, sk_jobs_fd(self->jobs), on_jobs_done, self) != 0)
+    self->jobs_done =
+        (struct sk_source){.fd = sk_jobs_fd(self->jobs), .fn = on_jobs_done, .arg = self};
+    if (!sk_loop_add(&self->loop, &self->timer, EPOLLIN) ||
+        !sk_loop_add(&self->loop, &self->signals_source, EPOLLIN) ||
+        !sk_loop_add(&self->loop, &self->jobs_done, EPOLLIN))
         return sk_fail(d, SK_ERR_NOMEM, "no memory for the loop");
     return SK_ERR_OK;
 }
@@ -232,11 +231,15 @@ enum sk_err sk_reactor_new(struct sk_reactor **out, const struct sk_reactor_conf
     struct sk_reactor *self = calloc(1, sizeof *self);
     if (self == NULL)
         return sk_fail(d, SK_ERR_NOMEM, "no memory for the loop");
+    const char *token = getenv("SKERRY_LINK_TOKEN");
+    if (token != NULL && strlen(token) <= SK_TOKEN_BYTES_MAX)
+        memcpy(self->token, token, strlen(token));
     self->drain_max = config->drain_max == 0 ? DRAIN_MAX_DEFAULT : config->drain_max;
     self->notes = config->notes;
     self->note_count = config->note_count;
     self->armed_us = UINT64_MAX;
-    self->timer_fd = self->signal_fd = -1;
+    self->timer.fd = self->signals_source.fd = self->loop.epoll_fd = -1;
+    self->ipc_next_us = UINT64_MAX;
     self->io = (struct sk_io){.impl = self,
                               .mono_us = io_mono_us,
                               .wall_us = io_wall_us,
@@ -259,14 +262,16 @@ void sk_reactor_destroy(struct sk_reactor **self_ref)
     if (self == NULL)
         return;
     sk_jobs_destroy(&self->jobs);
-    zloop_destroy(&self->loop);
+    sk_watches_deinit(self);
     sk_returns_deinit(&self->returns);
     for (unsigned i = 0; i < self->socket_count; i++)
         sk_socket_close(self->sockets[i]);
-    if (self->timer_fd >= 0)
-        close(self->timer_fd);
-    if (self->signal_fd >= 0)
-        close(self->signal_fd);
+    sk_ipc_deinit(self);
+    if (self->timer.fd >= 0)
+        close(self->timer.fd);
+    if (self->signals_source.fd >= 0)
+        close(self->signals_source.fd);
+    sk_loop_deinit(&self->loop);
     free(self);
     *self_ref = NULL;
 }
@@ -283,13 +288,14 @@ void sk_reactor_set_core(struct sk_reactor *self, const struct sk_reactor_core *
 
 int sk_reactor_run(struct sk_reactor *self)
 {
-    (void)sk_reactor_turn(self); /* arms the core's first timer */
+    turn(self); /* arms the core's first timer */
+    bool has_more = sk_sockets_look(self);
     while (!self->is_stopped) {
-        /* Returns early only on an error of poll itself: a loop that ends would end the process. */
-        if (zloop_start(self->loop) == 0 && !self->is_stopped) {
-            sk_log(SK_LEVEL_ERROR, "loop_interrupted", "reason=\"%s\"", strerror(errno));
-            usleep(PAUSE_US);
-        }
+        sk_loop_once(&self->loop, !has_more);
+        if (self->is_stopped)
+            break;
+        has_more = sk_sockets_look(self);
+        turn(self);
     }
     return self->status;
 }

@@ -1,20 +1,18 @@
-/* Sockets of a reactor, every option set explicitly (research: a ROUTER without MANDATORY drops
- * silently, with HANDOVER a peer may take another's routing id, MAXMSGSIZE is per part). */
+/* Sockets of a reactor: what all of them share, and those of ZeroMQ (tcp doors, PUB, SUB). ipc doors and
+ * links are our own (ipc.c). Every option of ZeroMQ is set explicitly (research: a ROUTER without MANDATORY
+ * drops silently, with HANDOVER a peer may take another's routing id, MAXMSGSIZE is per part). */
 #include "common/shell/internal.h"
 #include "common/shell/keys.h"
 #include "common/shell/log.h"
 #include "common/shell/zap.h"
-#include "proto/reply.h"
 
 #include <errno.h>
-#include <inttypes.h>
 #include <stdlib.h>
 
 enum {
-    LINK_QUEUE = 1000,        /* messages a direction of a link */
+    LINK_QUEUE = 1000,        /* messages a direction of a publisher or subscriber */
     CLIENT_SEND_QUEUE = 1000, /* replies that wait for a client that does not read */
     CLIENT_RECEIVE_QUEUE = 64,
-    CLIENT_OPEN_MAX = 512,
     LINK_BYTES_MAX = SK_FRAME_BYTES_MAX + (2 << 20), /* a client's frame with its header */
     CLIENT_BYTES_MAX = SK_FRAME_BYTES_MAX + (1 << 20), /* a little over gets words, more is cut off */
     HANDSHAKE_MS = 10000,
@@ -23,12 +21,54 @@ enum {
     RECONNECT_MS = 20,
     RECONNECT_MS_MAX = 500,
     BACKLOG = 1024,
-    ROUTING_ID_BYTES_MAX = 64,
     SUBSCRIPTION_BYTES_MAX = 4096,
     ZAP_ENFORCE_DOMAIN = 93, /* ZMQ_ZAP_ENFORCE_DOMAIN, behind the draft macro in 4.3.4 */
 };
 
 /* ---- making ---- */
+
+static bool is_ipc(const char *endpoint)
+{
+    return strncmp(endpoint, "ipc://", 6) == 0;
+}
+
+size_t sk_socket_bytes_max(const struct sk_reactor_door *door)
+{
+    return door->message_bytes_max != 0 ? door->message_bytes_max
+           : door->takes_clients        ? CLIENT_BYTES_MAX
+                                        : LINK_BYTES_MAX;
+}
+
+enum sk_err sk_socket_make(struct sk_socket **out, struct sk_reactor *reactor,
+                           enum sk_socket_kind kind, struct sk_diag *d)
+{
+    *out = NULL;
+    if (reactor->socket_count == SK_SOCKETS_MAX)
+        return sk_fail(d, SK_ERR_TOO_LARGE, "over %d sockets in one process", SK_SOCKETS_MAX);
+    struct sk_socket *self = calloc(1, sizeof *self);
+    if (self == NULL)
+        return sk_fail(d, SK_ERR_NOMEM, "no memory for a socket");
+    self->reactor = reactor;
+    self->kind = kind;
+    self->source.fd = -1;
+    self->retry_us = UINT64_MAX;
+    self->bytes_max = LINK_BYTES_MAX;
+    *out = self;
+    return SK_ERR_OK;
+}
+
+void sk_socket_close(struct sk_socket *self)
+{
+    sk_loop_remove(&self->reactor->loop, &self->source);
+    sk_loop_remove(&self->reactor->loop, &self->monitor_source);
+    if (self->zsock == NULL)
+        sk_ipc_close(self);
+    if (self->monitor != NULL)
+        (void)zmq_socket_monitor(self->raw, NULL, 0);
+    zsock_destroy(&self->monitor);
+    zsock_destroy(&self->zsock);
+    free(self);
+}
 
 static void set_int(void *raw, int option, int value)
 {
@@ -50,53 +90,54 @@ static void set_common(void *raw, int send_queue, int receive_queue, size_t byte
     SK_CHECK(zmq_setsockopt(raw, ZMQ_MAXMSGSIZE, &size_max, sizeof size_max) == 0);
 }
 
-static struct sk_socket *socket_new(struct sk_reactor *reactor, enum sk_socket_kind kind, int type,
-                                    struct sk_diag *d)
+static int fd_of(void *raw)
 {
-    if (reactor->socket_count == SK_SOCKETS_MAX) {
-        (void)sk_fail(d, SK_ERR_TOO_LARGE, "over %d sockets in one process", SK_SOCKETS_MAX);
-        return NULL;
-    }
-    struct sk_socket *self = calloc(1, sizeof *self);
-    zsock_t *zsock = self == NULL ? NULL : zsock_new(type);
-    if (zsock == NULL) {
-        free(self);
-        (void)sk_fail(d, SK_ERR_UNAVAILABLE, "cannot make a socket: %s", zmq_strerror(errno));
-        return NULL;
-    }
-    self->reactor = reactor;
-    self->kind = kind;
-    self->zsock = zsock;
-    self->raw = zsock_resolve(zsock);
-    return self;
+    int fd = -1;
+    size_t size = sizeof fd;
+    SK_CHECK(zmq_getsockopt(raw, ZMQ_FD, &fd, &size) == 0);
+    return fd;
 }
 
-void sk_socket_close(struct sk_socket *self)
+/* A socket of ZeroMQ, not yet watched. On failure self is closed. */
+static enum sk_err open_zmq(struct sk_socket *self, int type, struct sk_diag *d)
 {
-    if (self->monitor != NULL)
-        (void)zmq_socket_monitor(self->raw, NULL, 0);
-    zsock_destroy(&self->monitor);
-    zsock_destroy(&self->zsock);
-    free(self);
+    self->zsock = zsock_new(type);
+    if (self->zsock != NULL) {
+        self->raw = zsock_resolve(self->zsock);
+        return SK_ERR_OK;
+    }
+    enum sk_err rc =
+        sk_fail(d, SK_ERR_UNAVAILABLE, "cannot make a socket: %s", zmq_strerror(errno));
+    sk_socket_close(self);
+    return rc;
 }
 
-static int on_readable(zloop_t *loop, zsock_t *zsock, void *arg);
+/* Its fd fires once when something has come after the socket was found empty, so that it must be read to
+ * the end, or be marked as dirty. */
+static void on_fd(void *arg, uint32_t events)
+{
+    struct sk_socket *self = arg;
+    (void)events;
+    self->is_dirty = true;
+}
 
 static enum sk_err socket_ready(struct sk_socket *self, struct sk_diag *d)
 {
     struct sk_reactor *reactor = self->reactor;
-    if (zloop_reader(reactor->loop, self->zsock, on_readable, self) != 0) {
-        sk_socket_close(self);
-        return sk_fail(d, SK_ERR_NOMEM, "cannot watch a socket");
+    if (self->zsock != NULL) {
+        self->source = (struct sk_source){.fd = fd_of(self->raw), .fn = on_fd, .arg = self};
+        self->is_dirty = true;
+        if (!sk_loop_add(&reactor->loop, &self->source, EPOLLIN)) {
+            sk_socket_close(self);
+            return sk_fail(d, SK_ERR_NOMEM, "cannot watch a socket");
+        }
     }
-    zloop_reader_set_tolerant(reactor->loop, self->zsock);
     reactor->sockets[reactor->socket_count++] = self;
     return SK_ERR_OK;
 }
 
-static enum sk_err bind_failed(struct sk_diag *d, const char *endpoint)
+enum sk_err sk_bind_failed(struct sk_diag *d, const char *endpoint, int reason)
 {
-    int reason = errno;
     if (reason == EADDRINUSE)
         return sk_fail(d, SK_ERR_UNAVAILABLE,
                        "%s is in use by another program: stop it, or choose another port (0 takes "
@@ -108,30 +149,33 @@ static enum sk_err bind_failed(struct sk_diag *d, const char *endpoint)
                    zmq_strerror(reason));
 }
 
-/* ---- links and publishers ---- */
+/* ---- links, subscribers, publishers ---- */
 
-/* Tells when a connection of ours has shaken hands. */
-static int on_monitor(zloop_t *loop, zsock_t *monitor, void *arg)
+void sk_socket_is_up(struct sk_socket *self)
+{
+    struct sk_reactor *reactor = self->reactor;
+    if (self->on_up != NULL)
+        self->on_up(self->on_up_arg);
+    if (reactor->core.on_connected != NULL)
+        reactor->core.on_connected(reactor->core.core, self->peer);
+}
+
+/* Tells when the connection of a subscriber has shaken hands. */
+static void on_monitor(void *arg, uint32_t events)
 {
     struct sk_socket *self = arg;
-    struct sk_reactor *reactor = self->reactor;
     uint16_t event = 0;
     zmq_msg_t part;
-    (void)loop;
+    (void)events;
     zmq_msg_init(&part);
-    while (zmq_msg_recv(&part, zsock_resolve(monitor), ZMQ_DONTWAIT) >= 0) {
+    while (zmq_msg_recv(&part, zsock_resolve(self->monitor), ZMQ_DONTWAIT) >= 0) {
         if (zmq_msg_more(&part) && zmq_msg_size(&part) >= sizeof event)
             memcpy(&event, zmq_msg_data(&part), sizeof event);
-        if (zmq_msg_more(&part) || event != ZMQ_EVENT_HANDSHAKE_SUCCEEDED)
-            continue;
-        (void)zsock_events(self->zsock); /* lets the socket see its new pipe before we send */
-        if (self->on_up != NULL)
-            self->on_up(self->on_up_arg);
-        if (reactor->core.on_connected != NULL)
-            reactor->core.on_connected(reactor->core.core, self->peer);
+        if (!zmq_msg_more(&part) && event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED)
+            sk_socket_is_up(self);
     }
     zmq_msg_close(&part);
-    return sk_reactor_turn(reactor);
+    self->is_dirty = true;
 }
 
 static bool monitor_start(struct sk_socket *self)
@@ -142,61 +186,66 @@ static bool monitor_start(struct sk_socket *self)
     if (zmq_socket_monitor(self->raw, endpoint, ZMQ_EVENT_HANDSHAKE_SUCCEEDED) != 0)
         return false;
     self->monitor = zsock_new(ZMQ_PAIR);
-    if (self->monitor == NULL || zsock_connect(self->monitor, "%s", endpoint) != 0 ||
-        zloop_reader(self->reactor->loop, self->monitor, on_monitor, self) != 0)
+    if (self->monitor == NULL || zsock_connect(self->monitor, "%s", endpoint) != 0)
         return false;
-    zloop_reader_set_tolerant(self->reactor->loop, self->monitor);
-    return true;
-}
-
-static enum sk_err connect_to(struct sk_socket *self, const char *endpoint, struct sk_diag *d)
-{
-    if (monitor_start(self) && zmq_connect(self->raw, endpoint) == 0)
-        return socket_ready(self, d);
-    enum sk_err rc = sk_fail(d, SK_ERR_UNAVAILABLE, "cannot connect to %s: %s", endpoint,
-                             zmq_strerror(errno));
-    sk_socket_close(self);
-    return rc;
+    self->monitor_source = (struct sk_source){
+        .fd = fd_of(zsock_resolve(self->monitor)), .fn = on_monitor, .arg = self};
+    return sk_loop_add(&self->reactor->loop, &self->monitor_source, EPOLLIN);
 }
 
 enum sk_err sk_reactor_connect(struct sk_reactor *reactor, sk_peer peer, const char *endpoint,
                                const char *routing_id, struct sk_diag *d)
 {
-    SK_CHECK(peer < SK_PEER_FIRST_CLIENT && strlen(routing_id) <= ROUTING_ID_BYTES_MAX);
-    struct sk_socket *self = socket_new(reactor, SK_SOCKET_LINK, ZMQ_DEALER, d);
-    if (self == NULL)
-        return SK_ERR_UNAVAILABLE;
-    set_common(self->raw, LINK_QUEUE, LINK_QUEUE, LINK_BYTES_MAX);
-    set_int(self->raw, ZMQ_IMMEDIATE, 1); /* nothing is kept for a peer that is not there */
-    zmq_setsockopt(self->raw, ZMQ_ROUTING_ID, routing_id, strlen(routing_id));
+    struct sk_socket *self;
+    SK_CHECK(peer < SK_PEER_FIRST_CLIENT && strlen(routing_id) <= SK_ROUTING_ID_BYTES_MAX);
+    SK_CHECK(is_ipc(endpoint)); /* the processes of a node are on one machine */
+    enum sk_err rc = sk_socket_make(&self, reactor, SK_SOCKET_LINK, d);
+    if (rc != SK_ERR_OK)
+        return rc;
     self->peer = peer;
-    return connect_to(self, endpoint, d);
+    snprintf(self->routing_id, sizeof self->routing_id, "%s%s%s", routing_id,
+             reactor->token[0] != '\0' ? "." : "", reactor->token);
+    rc = sk_ipc_connect(self, endpoint, d);
+    if (rc == SK_ERR_OK)
+        return socket_ready(self, d);
+    sk_socket_close(self);
+    return rc;
 }
 
 enum sk_err sk_reactor_subscribe(struct sk_reactor *reactor, sk_peer peer, const char *endpoint,
                                  struct sk_diag *d)
 {
+    struct sk_socket *self;
     SK_CHECK(peer < SK_PEER_FIRST_CLIENT);
-    struct sk_socket *self = socket_new(reactor, SK_SOCKET_SUBSCRIBER, ZMQ_SUB, d);
-    if (self == NULL)
-        return SK_ERR_UNAVAILABLE;
+    enum sk_err rc = sk_socket_make(&self, reactor, SK_SOCKET_SUBSCRIBER, d);
+    if (rc == SK_ERR_OK)
+        rc = open_zmq(self, ZMQ_SUB, d);
+    if (rc != SK_ERR_OK)
+        return rc;
     set_common(self->raw, LINK_QUEUE, LINK_QUEUE, LINK_BYTES_MAX);
     zmq_setsockopt(self->raw, ZMQ_SUBSCRIBE, "", 0);
     self->peer = peer;
-    return connect_to(self, endpoint, d);
+    if (monitor_start(self) && zmq_connect(self->raw, endpoint) == 0)
+        return socket_ready(self, d);
+    rc = sk_fail(d, SK_ERR_UNAVAILABLE, "cannot connect to %s: %s", endpoint, zmq_strerror(errno));
+    sk_socket_close(self);
+    return rc;
 }
 
 enum sk_err sk_reactor_bind_publisher(struct sk_reactor *reactor, sk_peer peer,
                                       const char *endpoint, struct sk_diag *d)
 {
+    struct sk_socket *self;
     SK_CHECK(peer < SK_PEER_FIRST_CLIENT);
-    struct sk_socket *self = socket_new(reactor, SK_SOCKET_PUBLISHER, ZMQ_PUB, d);
-    if (self == NULL)
-        return SK_ERR_UNAVAILABLE;
+    enum sk_err rc = sk_socket_make(&self, reactor, SK_SOCKET_PUBLISHER, d);
+    if (rc == SK_ERR_OK)
+        rc = open_zmq(self, ZMQ_PUB, d);
+    if (rc != SK_ERR_OK)
+        return rc;
     set_common(self->raw, LINK_QUEUE, LINK_QUEUE, SUBSCRIPTION_BYTES_MAX);
     self->peer = peer;
     if (zmq_bind(self->raw, endpoint) != 0) {
-        enum sk_err rc = bind_failed(d, endpoint);
+        rc = sk_bind_failed(d, endpoint, errno);
         sk_socket_close(self);
         return rc;
     }
@@ -210,24 +259,16 @@ enum sk_err sk_reactor_bind_publisher(struct sk_reactor *reactor, sk_peer peer,
 static void set_door(struct sk_socket *self)
 {
     const struct sk_reactor_door *door = &self->door;
-    bool is_tcp = strncmp(door->endpoint, "tcp:", 4) == 0;
-    int receive_queue = door->receive_queue_max != 0 ? door->receive_queue_max
-                        : door->takes_clients        ? CLIENT_RECEIVE_QUEUE
-                                                     : LINK_QUEUE;
-    size_t bytes_max = door->message_bytes_max != 0 ? door->message_bytes_max
-                       : door->takes_clients        ? CLIENT_BYTES_MAX
-                                                    : LINK_BYTES_MAX;
-    set_common(self->raw, CLIENT_SEND_QUEUE, receive_queue, bytes_max);
+    int receive_queue =
+        door->receive_queue_max != 0 ? door->receive_queue_max : CLIENT_RECEIVE_QUEUE;
+    SK_CHECK(door->link_count == 0); /* processes of a node meet on ipc */
+    set_common(self->raw, CLIENT_SEND_QUEUE, receive_queue, self->bytes_max);
     set_int(self->raw, ZMQ_ROUTER_MANDATORY, 1);
-    /* A process that was started again takes its routing id over. Clients name no ids; where only they
-     * come in, nobody may take the mail of another. */
-    set_int(self->raw, ZMQ_ROUTER_HANDOVER, door->link_count > 0);
-    set_int(self->raw, ZMQ_IPV6, is_tcp && strchr(door->endpoint, '[') != NULL);
-    if (is_tcp) {
-        set_int(self->raw, ZMQ_HEARTBEAT_IVL, TCP_HEARTBEAT_MS);
-        set_int(self->raw, ZMQ_HEARTBEAT_TIMEOUT, TCP_HEARTBEAT_TIMEOUT_MS);
-        set_int(self->raw, ZMQ_HEARTBEAT_TTL, TCP_HEARTBEAT_TIMEOUT_MS);
-    }
+    set_int(self->raw, ZMQ_ROUTER_HANDOVER, 0); /* nobody may take the mail of another */
+    set_int(self->raw, ZMQ_IPV6, strchr(door->endpoint, '[') != NULL);
+    set_int(self->raw, ZMQ_HEARTBEAT_IVL, TCP_HEARTBEAT_MS);
+    set_int(self->raw, ZMQ_HEARTBEAT_TIMEOUT, TCP_HEARTBEAT_TIMEOUT_MS);
+    set_int(self->raw, ZMQ_HEARTBEAT_TTL, TCP_HEARTBEAT_TIMEOUT_MS);
     if (door->keys != NULL) {
         SK_CHECK(door->zap != NULL);
         set_int(self->raw, ZMQ_CURVE_SERVER, 1);
@@ -238,22 +279,40 @@ static void set_door(struct sk_socket *self)
     }
 }
 
+static enum sk_err bind_tcp(struct sk_socket *self, char *endpoint, size_t size, struct sk_diag *d)
+{
+    const char *wanted = self->door.endpoint;
+    set_door(self);
+    if (zmq_bind(self->raw, wanted) != 0)
+        return sk_bind_failed(d, wanted, errno);
+    zmq_getsockopt(self->raw, ZMQ_LAST_ENDPOINT, endpoint, &size);
+    return SK_ERR_OK;
+}
+
 enum sk_err sk_reactor_bind(struct sk_reactor *reactor, const struct sk_reactor_door *door,
                             char *bound, size_t bound_size, struct sk_diag *d)
 {
     char endpoint[512] = "";
-    size_t size = sizeof endpoint;
-    struct sk_socket *self = socket_new(reactor, SK_SOCKET_DOOR, ZMQ_ROUTER, d);
-    if (self == NULL)
-        return SK_ERR_UNAVAILABLE;
+    struct sk_socket *self;
+    enum sk_err rc = sk_socket_make(&self, reactor, SK_SOCKET_DOOR, d);
+    if (rc != SK_ERR_OK)
+        return rc;
     self->door = *door;
-    set_door(self);
-    if (zmq_bind(self->raw, door->endpoint) != 0) {
-        enum sk_err rc = bind_failed(d, door->endpoint);
+    self->bytes_max = sk_socket_bytes_max(door);
+    if (is_ipc(door->endpoint)) {
+        SK_CHECK(door->keys == NULL); /* who may open the socket's file decides */
+        snprintf(endpoint, sizeof endpoint, "%s", door->endpoint);
+        rc = sk_ipc_bind(self, door->endpoint, d);
+    } else {
+        rc = open_zmq(self, ZMQ_ROUTER, d);
+        if (rc != SK_ERR_OK)
+            return rc;
+        rc = bind_tcp(self, endpoint, sizeof endpoint, d);
+    }
+    if (rc != SK_ERR_OK) {
         sk_socket_close(self);
         return rc;
     }
-    zmq_getsockopt(self->raw, ZMQ_LAST_ENDPOINT, endpoint, &size);
     if (bound != NULL)
         snprintf(bound, bound_size, "%s", endpoint);
     return socket_ready(self, d);
@@ -261,20 +320,17 @@ enum sk_err sk_reactor_bind(struct sk_reactor *reactor, const struct sk_reactor_
 
 /* ---- sending ---- */
 
-/* true: nobody is there. */
-static bool count_drop(struct sk_reactor *reactor)
+static void count_drop(struct sk_reactor *reactor)
 {
-    bool is_gone = errno == EHOSTUNREACH;
-    if (is_gone)
+    if (errno == EHOSTUNREACH)
         reactor->counters.dropped_gone++;
     else
         reactor->counters.dropped_slow++;
-    return is_gone;
 }
 
 /* The core hears of it when its handler has returned. Once a turn is enough; where there are too many
  * for the list, the next send tells again. */
-static void link_gone(struct sk_reactor *reactor, sk_peer peer)
+void sk_link_gone(struct sk_reactor *reactor, sk_peer peer)
 {
     for (unsigned i = 0; i < reactor->gone_count; i++)
         if (reactor->gone[i] == peer)
@@ -302,11 +358,19 @@ static void send_body(struct sk_reactor *reactor, void *raw, const struct sk_spa
         at += parts[i].size;
     }
     if (zmq_msg_send(&body, raw, ZMQ_DONTWAIT) < 0) {
-        (void)count_drop(reactor);
+        count_drop(reactor);
         zmq_msg_close(&body);
         return;
     }
     reactor->counters.sent++;
+}
+
+static uint64_t serial_of(zmq_msg_t *routing_id)
+{
+    uint64_t serial = 0;
+    SK_CHECK(zmq_msg_size(routing_id) == sizeof serial);
+    memcpy(&serial, zmq_msg_data(routing_id), sizeof serial);
+    return serial;
 }
 
 static void send_to_client(struct sk_reactor *reactor, sk_peer to, const struct sk_span *parts,
@@ -317,32 +381,29 @@ static void send_to_client(struct sk_reactor *reactor, sk_peer to, const struct 
         reactor->counters.dropped_unknown++;
         return;
     }
-    void *raw = entry->socket->raw;
+    struct sk_socket *socket = entry->socket;
+    void *raw = socket->raw;
+    if (raw == NULL) {
+        sk_ipc_send_to_client(reactor, serial_of(&entry->routing_id), entry->has_delimiter, parts,
+                              part_count);
+        sk_returns_free(&reactor->returns, entry);
+        return;
+    }
+    socket->is_dirty = true;
     if (zmq_msg_send(&entry->routing_id, raw, ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0)
-        (void)count_drop(reactor);
+        count_drop(reactor);
     else if (entry->has_delimiter && zmq_send(raw, "", 0, ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0)
-        (void)count_drop(reactor);
+        count_drop(reactor);
     else
         send_body(reactor, raw, parts, part_count);
     sk_returns_free(&reactor->returns, entry);
 }
 
-/* The link of a door that a peer belongs to; writes its routing id. */
-static bool door_has_peer(const struct sk_reactor_door *door, sk_peer peer,
-                          char id[ROUTING_ID_BYTES_MAX + 12])
+static bool is_of(const struct sk_socket *self, sk_peer peer)
 {
-    for (unsigned i = 0; i < door->link_count; i++) {
-        const struct sk_reactor_link *link = &door->links[i];
-        if (link->count == 0 && peer == link->first_peer)
-            snprintf(id, ROUTING_ID_BYTES_MAX + 12, "%s", link->routing_id);
-        else if (peer >= link->first_peer && peer - link->first_peer < link->count)
-            snprintf(id, ROUTING_ID_BYTES_MAX + 12, "%s-%" PRIu32, link->routing_id,
-                     peer - link->first_peer);
-        else
-            continue;
-        return true;
-    }
-    return false;
+    if (self->kind == SK_SOCKET_DOOR)
+        return sk_door_has_peer(&self->door, peer);
+    return self->kind != SK_SOCKET_SUBSCRIBER && self->peer == peer;
 }
 
 void sk_socket_send(struct sk_reactor *reactor, sk_peer to, const struct sk_span *parts,
@@ -354,20 +415,13 @@ void sk_socket_send(struct sk_reactor *reactor, sk_peer to, const struct sk_span
     }
     for (unsigned i = 0; i < reactor->socket_count; i++) {
         struct sk_socket *self = reactor->sockets[i];
-        char id[ROUTING_ID_BYTES_MAX + 12];
-        if (self->kind == SK_SOCKET_DOOR) {
-            if (!door_has_peer(&self->door, to, id))
-                continue;
-            if (zmq_send(self->raw, id, strlen(id), ZMQ_SNDMORE | ZMQ_DONTWAIT) >= 0)
-                send_body(reactor, self->raw, parts, part_count);
-            else if (count_drop(reactor))
-                link_gone(reactor, to);
-            return;
-        }
-        if (self->peer == to && self->kind != SK_SOCKET_SUBSCRIBER) {
-            send_body(reactor, self->raw, parts, part_count);
-            return;
-        }
+        if (!is_of(self, to))
+            continue;
+        if (self->zsock == NULL)
+            sk_ipc_send(self, to, parts, part_count);
+        else
+            send_body(reactor, self->raw, parts, part_count); /* a publisher */
+        return;
     }
     reactor->counters.dropped_unknown++;
 }
@@ -424,124 +478,51 @@ static struct sk_span span_of(zmq_msg_t *part)
     return sk_span_of(zmq_msg_data(part), zmq_msg_size(part));
 }
 
-/* The peer of a routing id: "router", or "worker-7" with no more digits than needed. */
-static bool peer_of(const struct sk_reactor_door *door, struct sk_span id, sk_peer *out)
+static void arrived(struct sk_socket *self, struct incoming *in)
 {
-    for (unsigned i = 0; i < door->link_count; i++) {
-        const struct sk_reactor_link *link = &door->links[i];
-        size_t prefix = strlen(link->routing_id);
-        if (id.size < prefix || memcmp(id.bytes, link->routing_id, prefix) != 0)
-            continue;
-        *out = link->first_peer;
-        if (link->count == 0 && id.size == prefix)
-            return true;
-        uint32_t number = 0;
-        size_t at = prefix + 1;
-        if (link->count == 0 || id.size < prefix + 2 || id.size > prefix + 6 || id.bytes[prefix] != '-')
-            continue;
-        while (at < id.size && id.bytes[at] >= '0' && id.bytes[at] <= '9')
-            number = number * 10 + (uint32_t)(id.bytes[at++] - '0');
-        bool is_plain = at == id.size && (id.bytes[prefix + 1] != '0' || id.size == prefix + 2);
-        if (!is_plain || number >= link->count)
-            continue;
-        *out = link->first_peer + number;
-        return true;
-    }
-    return false;
-}
-
-static void refuse(struct sk_reactor *reactor, sk_peer to, struct sk_span frame, enum sk_err code,
-                   const struct sk_diag *d)
-{
-    struct sk_buffer reply = {0};
-    struct sk_envelope envelope = {0};
-    struct sk_diag ignored = {0};
-    if (frame.bytes != NULL && sk_envelope_decode(&envelope, frame, &ignored) != SK_ERR_OK)
-        envelope.op = SK_OP_NONE; /* its id, where there was one, is all that is wanted */
-    sk_reply_error(&reply, &envelope.id, code, d);
-    struct sk_span part = sk_buffer_span(&reply);
-    if (!reply.is_broken)
-        sk_socket_send(reactor, to, &part, 1);
-    sk_buffer_deinit(&reply);
-    reactor->counters.refused++;
-}
-
-static void on_client_message(struct sk_socket *self, struct incoming *in)
-{
-    struct sk_reactor *reactor = self->reactor;
-    bool has_delimiter = in->part_count >= 2 && zmq_msg_size(&in->parts[0]) == 0;
-    bool is_one_frame = in->part_count == 1 || (in->part_count == 2 && has_delimiter);
-    struct sk_span frame = span_of(&in->parts[has_delimiter ? 1 : 0]);
-    enum sk_role role = self->door.role;
-    const char *key = "";
-    if (self->door.keys != NULL) {
-        const char *user = zmq_msg_gets(&in->parts[0], "User-Id");
-        key = user == NULL ? "" : user;
-        role = user == NULL ? SK_ROLE_NONE : sk_zap_role(self->door.zap, user);
-    }
-    uint32_t open_count = 0;
-    sk_peer from = sk_returns_give(&reactor->returns, self, &in->routing_id, has_delimiter, &open_count);
-    if (from == 0) { /* the core's own limit is lower, so this is rare: the client sees a deadline */
-        reactor->counters.refused++;
-        return;
-    }
-    if (!is_one_frame) {
-        struct sk_diag d = {0};
-        enum sk_err rc = sk_fail(&d, SK_ERR_INVALID, "a request is one frame, this one had %u",
-                                 in->part_count);
-        refuse(reactor, from, (struct sk_span){0}, rc, &d);
-        return;
-    }
-    uint32_t open_max = self->door.client_open_max == 0 ? CLIENT_OPEN_MAX : self->door.client_open_max;
-    if (open_count > open_max) { /* one that floods does not fill the queues of all */
-        struct sk_diag d = {0};
-        enum sk_err rc = sk_fail(&d, SK_ERR_BUSY, "%u requests of this connection are unanswered",
-                                 open_max);
-        refuse(reactor, from, frame, rc, &d);
-        return;
-    }
-    if (reactor->core.on_client != NULL)
-        reactor->core.on_client(reactor->core.core, from, role, key, frame);
-    else
-        refuse(reactor, from, frame, SK_ERR_UNAVAILABLE, NULL);
-}
-
-static void on_door_message(struct sk_socket *self, struct incoming *in)
-{
-    struct sk_reactor *reactor = self->reactor;
-    sk_peer from;
-    if (in->part_count == 0) {
-        reactor->counters.dropped_unknown++;
-    } else if (peer_of(&self->door, span_of(&in->routing_id), &from)) {
-        if (in->part_count == 1 && reactor->core.on_message != NULL)
-            reactor->core.on_message(reactor->core.core, from, span_of(&in->parts[0]));
-        else
-            reactor->counters.dropped_unknown++;
+    struct sk_arrival arrival = {.socket = self,
+                                 .routing_id = &in->routing_id,
+                                 .parts = {span_of(&in->parts[0]), span_of(&in->parts[1])},
+                                 .part_count = in->part_count};
+    if (self->kind != SK_SOCKET_DOOR) {
+        sk_link_arrived(self, self->peer, &arrival);
+    } else if (in->part_count == 0) {
+        self->reactor->counters.dropped_unknown++;
     } else if (self->door.takes_clients) {
-        on_client_message(self, in);
+        arrival.user = self->door.keys != NULL ? zmq_msg_gets(&in->parts[0], "User-Id") : NULL;
+        sk_client_arrived(&arrival);
     } else {
-        reactor->counters.dropped_unknown++;
+        self->reactor->counters.dropped_unknown++;
     }
 }
 
-static int on_readable(zloop_t *loop, zsock_t *zsock, void *arg)
+/* True: there may be more. A bad peer never stops the loop; only a signal does. */
+static bool drain(struct sk_socket *self)
 {
-    struct sk_socket *self = arg;
     struct sk_reactor *reactor = self->reactor;
-    (void)loop;
-    (void)zsock;
     for (unsigned i = 0; i < reactor->drain_max && !reactor->is_stopped; i++) {
         struct incoming in;
         bool is_there = receive(self, &in);
-        if (is_there && self->kind == SK_SOCKET_DOOR)
-            on_door_message(self, &in);
-        else if (is_there && in.part_count == 1 && reactor->core.on_message != NULL)
-            reactor->core.on_message(reactor->core.core, self->peer, span_of(&in.parts[0]));
-        else if (is_there)
-            reactor->counters.dropped_unknown++;
+        if (is_there)
+            arrived(self, &in);
         incoming_close(&in);
         if (!is_there)
-            break;
+            return false;
     }
-    return sk_reactor_turn(reactor); /* a bad peer never stops the loop; only a signal does */
+    return true;
+}
+
+bool sk_sockets_look(struct sk_reactor *reactor)
+{
+    bool has_more = false;
+    for (unsigned i = 0; i < reactor->socket_count; i++) {
+        struct sk_socket *self = reactor->sockets[i];
+        if (!self->is_dirty || self->kind == SK_SOCKET_PUBLISHER)
+            continue;
+        self->is_dirty = false;
+        if (drain(self))
+            self->is_dirty = true;
+        has_more = has_more || self->is_dirty; /* or it was sent on by what came */
+    }
+    return has_more;
 }

@@ -1,62 +1,78 @@
 /* What shells add to the loop besides sockets: periods and file descriptors. */
 #include "common/shell/internal.h"
 
-static struct sk_watch *watch_new(struct sk_reactor *reactor, void (*fn)(void *arg), void *arg, int fd)
-{
-    for (unsigned i = 0; i < SK_WATCHES_MAX; i++)
-        if (reactor->watches[i].fn == NULL) {
-            reactor->watches[i] = (struct sk_watch){reactor, fn, arg, fd};
-            return &reactor->watches[i];
-        }
-    return NULL;
-}
+#include <sys/timerfd.h>
+#include <unistd.h>
 
-static int on_period(zloop_t *loop, int timer_id, void *arg)
+static void on_ready(void *arg, uint32_t events)
 {
     struct sk_watch *self = arg;
-    (void)loop;
-    (void)timer_id;
+    uint64_t times;
+    (void)events;
+    if (self->is_period)
+        (void)!read(self->source.fd, &times, sizeof times);
     self->fn(self->arg);
-    return sk_reactor_turn(self->reactor);
 }
 
-static int on_fd(zloop_t *loop, zmq_pollitem_t *item, void *arg)
+static enum sk_err watch(struct sk_reactor *reactor, int fd, bool is_period, void (*fn)(void *arg),
+                         void *arg, struct sk_diag *d)
 {
-    struct sk_watch *self = arg;
-    struct sk_reactor *reactor = self->reactor;
-    (void)loop;
-    (void)item;
-    if (self->fn != NULL) /* else it was unwatched by what ran before it in this turn */
-        self->fn(self->arg);
-    return sk_reactor_turn(reactor);
+    for (unsigned i = 0; i < SK_WATCHES_MAX; i++) {
+        struct sk_watch *self = &reactor->watches[i];
+        if (self->fn != NULL)
+            continue;
+        *self = (struct sk_watch){.reactor = reactor, .fn = fn, .arg = arg, .is_period = is_period};
+        self->source = (struct sk_source){.fd = fd, .fn = on_ready, .arg = self};
+        if (sk_loop_add(&reactor->loop, &self->source, EPOLLIN))
+            return SK_ERR_OK;
+        self->fn = NULL;
+        return sk_fail(d, SK_ERR_UNAVAILABLE, "cannot watch file descriptor %d", fd);
+    }
+    return sk_fail(d, SK_ERR_TOO_LARGE, "over %d periods and files watched", SK_WATCHES_MAX);
 }
 
 enum sk_err sk_reactor_every(struct sk_reactor *self, unsigned interval_ms, void (*fn)(void *arg),
                              void *arg, struct sk_diag *d)
 {
-    struct sk_watch *watch = watch_new(self, fn, arg, -1);
-    if (watch == NULL || zloop_timer(self->loop, interval_ms, 0, on_period, watch) < 0)
-        return sk_fail(d, SK_ERR_TOO_LARGE, "over %d periods and files watched", SK_WATCHES_MAX);
-    return SK_ERR_OK;
+    struct timespec interval = {.tv_sec = interval_ms / 1000,
+                                .tv_nsec = (long)(interval_ms % 1000) * 1000000};
+    struct itimerspec period = {.it_interval = interval, .it_value = interval};
+    int fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+    if (fd < 0 || timerfd_settime(fd, 0, &period, NULL) != 0) {
+        if (fd >= 0)
+            close(fd);
+        return sk_fail(d, SK_ERR_UNAVAILABLE, "cannot make a timer");
+    }
+    enum sk_err rc = watch(self, fd, true, fn, arg, d);
+    if (rc != SK_ERR_OK)
+        close(fd);
+    return rc;
 }
 
 enum sk_err sk_reactor_watch(struct sk_reactor *self, int fd, void (*fn)(void *arg), void *arg,
                              struct sk_diag *d)
 {
-    zmq_pollitem_t item = {.fd = fd, .events = ZMQ_POLLIN};
-    struct sk_watch *watch = watch_new(self, fn, arg, fd);
-    if (watch == NULL || zloop_poller(self->loop, &item, on_fd, watch) != 0)
-        return sk_fail(d, SK_ERR_TOO_LARGE, "over %d periods and files watched", SK_WATCHES_MAX);
-    zloop_poller_set_tolerant(self->loop, &item);
-    return SK_ERR_OK;
+    return watch(self, fd, false, fn, arg, d);
+}
+
+static void unwatch(struct sk_watch *self)
+{
+    sk_loop_remove(&self->reactor->loop, &self->source);
+    if (self->is_period)
+        close(self->source.fd);
+    self->fn = NULL;
 }
 
 void sk_reactor_unwatch(struct sk_reactor *self, int fd)
 {
     for (unsigned i = 0; i < SK_WATCHES_MAX; i++)
-        if (self->watches[i].fn != NULL && self->watches[i].fd == fd) {
-            zmq_pollitem_t item = {.fd = fd, .events = ZMQ_POLLIN};
-            zloop_poller_end(self->loop, &item);
-            self->watches[i] = (struct sk_watch){.reactor = self, .fd = -1};
-        }
+        if (self->watches[i].fn != NULL && self->watches[i].source.fd == fd)
+            unwatch(&self->watches[i]);
+}
+
+void sk_watches_deinit(struct sk_reactor *self)
+{
+    for (unsigned i = 0; i < SK_WATCHES_MAX; i++)
+        if (self->watches[i].fn != NULL)
+            unwatch(&self->watches[i]);
 }
