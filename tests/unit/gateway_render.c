@@ -313,6 +313,41 @@ static void errors_and_other_replies_are_told(void **state)
     sk_buffer_deinit(&text);
 }
 
+static void more_than_there_can_be_is_left_out(void **state)
+{
+    (void)state;
+    enum { MANY = 1500 };
+    static uint64_t numbers[MANY];
+    struct sk_buffer reply = {0};
+    struct sk_reply_writer writer;
+    char name[16];
+    for (unsigned i = 0; i < MANY; i++)
+        numbers[i] = i;
+    sk_reply_begin(&writer, &reply, &no_id);
+    sk_reply_key(&writer, "requests");
+    sk_put_array(&reply, 0);
+    sk_reply_key(&writer, "latency");
+    sk_put_array(&reply, 1);
+    put_latency(&reply, "search", numbers, MANY - 1, numbers, MANY);
+    sk_reply_key(&writer, "collections");
+    sk_put_array(&reply, MANY);
+    for (unsigned i = 0; i < MANY; i++) {
+        (void)snprintf(name, sizeof name, "c%04u", i);
+        put_collection(&reply, name, "");
+    }
+    sk_reply_key(&writer, "processes");
+    sk_put_array(&reply, MANY);
+    for (unsigned i = 0; i < MANY; i++)
+        put_process(&reply, "shard-worker", i, "ready");
+    sk_reply_end(&writer);
+    char *text = render(sk_buffer_span(&reply));
+    assert_int_equal(count_of(text, "skerry_records{"), SK_COLLECTIONS_MAX);
+    assert_int_equal(count_of(text, "skerry_process_up{"), SK_GATEWAY_PROCESSES_MAX);
+    assert_null(strstr(text, "skerry_request_seconds_sum"));
+    free(text);
+    sk_buffer_deinit(&reply);
+}
+
 /* Cut and flipped replies, each in a buffer of its exact size; what comes out is always whole lines. */
 static void hostile_replies_do_no_harm(void **state)
 {
@@ -415,6 +450,7 @@ int main(void)
         cmocka_unit_test(an_empty_node_has_its_metrics_too),
         cmocka_unit_test(promtool_finds_nothing_to_say),
         cmocka_unit_test(errors_and_other_replies_are_told),
+        cmocka_unit_test(more_than_there_can_be_is_left_out),
         cmocka_unit_test(hostile_replies_do_no_harm),
         cmocka_unit_test(paths_have_their_routes),
         cmocka_unit_test(readiness_says_who_is_missing),
