@@ -25,7 +25,7 @@ const struct cli_option cli_global_options[] = {
 
 /* ---- Words ---- */
 
-static void say(const char *name, const char *format, va_list args)
+static SK_PRINTF(2, 0) void say(const char *name, const char *format, va_list args)
 {
     char text[1024];
     vsnprintf(text, sizeof text, format, args);
