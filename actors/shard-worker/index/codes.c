@@ -8,6 +8,7 @@
 /* Step of a 16-level uniform quantiser with the least error for normally distributed values, in
  * standard deviations; a rotated vector's elements are close to that. */
 static const float STEP_OF_DEVIATION = 0.3352F;
+static const float EQUAL_SHARE = 0.05F; /* of the length: rounding alone stays below */
 static const float NORM_TINY = 1e-30F; /* below, a vector counts as the centre itself */
 enum { WIDE_MAX = 4095, NARROW_MAX = 127 };
 
@@ -303,6 +304,15 @@ float sk_distance_plane(const struct sk_index *self, const struct sk_generation 
     return query->is_augmented ? add_augmented(self, query, factors, distance) : distance;
 }
 
+static bool has_same_code(const struct sk_index *self, const struct sk_generation *generation,
+                          uint32_t a, uint32_t b)
+{
+    return memcmp(sk_factors_of(generation, a), sk_factors_of(generation, b),
+                  sizeof(struct sk_factors)) == 0 &&
+           memcmp(sk_plane_of(self, generation, a), sk_plane_of(self, generation, b),
+                  self->padded) == 0;
+}
+
 float sk_distance_rows(const struct sk_index *self, const struct sk_generation *generation,
                        uint32_t a, uint32_t b)
 {
@@ -317,6 +327,9 @@ float sk_distance_rows(const struct sk_index *self, const struct sk_generation *
             sk_augmented(self, of_a->raw_norm_sq) - sk_augmented(self, of_b->raw_norm_sq);
         distance += difference * difference;
     }
+    /* What the code leaves out of a vector must not part it from its equal. */
+    if (distance < EQUAL_SHARE * of_a->norm_sq && has_same_code(self, generation, a, b))
+        return 0;
     return distance > 0 ? distance : 0;
 }
 

@@ -378,6 +378,71 @@ static void link_back(struct sk_index *self, const struct sk_generation *generat
         (void)sk_row_list_push(&self->orphans, row); /* tried again by the next step */
 }
 
+/* ---- equal vectors ----
+ * They are so many at one place that a beam holds nothing else. Each keeps the edges that lead away, and
+ * one edge to the next of its kind: a chain, entered at the one that was found first. */
+
+/* The first link of a row that is equal to it; the length of the list when there is none. */
+static uint32_t chain_at(const struct sk_index *self, const struct sk_generation *generation,
+                         uint32_t row, const uint32_t *list, uint32_t length)
+{
+    uint32_t at = 0;
+    while (at < length && sk_distance_rows(self, generation, row, list[at]) > 0)
+        at++;
+    return at;
+}
+
+/* Adds the links of `first` to the candidates that are there, sorted again. */
+static uint32_t add_links_of(struct sk_index *self, const struct sk_generation *generation,
+                             uint32_t row, uint32_t first, uint32_t count)
+{
+    uint32_t list[SK_DEGREE_MAX];
+    const uint32_t length = sk_links_get(self, first, list);
+    const uint32_t before = count;
+    for (uint32_t i = 0; i < length; i++) {
+        bool is_new = list[i] != row && sk_state(self, list[i]) == SK_ROW_LIVE;
+        for (uint32_t j = 0; j < before && is_new; j++)
+            is_new = sk_key_row(self->candidates[j]) != list[i];
+        if (is_new)
+            self->candidates[count++] = sk_key(0, list[i]);
+    }
+    rank(self, generation, row, self->candidates, count);
+    return count;
+}
+
+/* Puts row into the chain behind `first`; chosen are its links. */
+static void link_chain(struct sk_index *self, const struct sk_generation *generation, uint32_t row,
+                       uint32_t first, uint32_t *chosen, uint32_t count)
+{
+    uint32_t list[SK_DEGREE_MAX];
+    uint32_t length = sk_links_get(self, first, list);
+    uint32_t at = chain_at(self, generation, first, list, length);
+    if (at < length) { /* the one behind it comes behind the new one */
+        bool is_there = false;
+        for (uint32_t i = 0; i < count && !is_there; i++)
+            is_there = chosen[i] == list[at];
+        if (!is_there && count == self->degree)
+            chosen[count - 1] = list[at];
+        else if (!is_there)
+            chosen[count++] = list[at];
+    } else if (length < self->degree) {
+        length++;
+    } else { /* the farthest of those that have another way in, else the farthest */
+        at = length - 1;
+        for (uint32_t i = length; i-- > 0;)
+            if (*sk_in_degree_of(self, list[i]) > 1) {
+                at = i;
+                break;
+            }
+    }
+    sk_links_set(self, row, chosen, count);
+    sk_delta_insert(self, row);
+    sk_state_set(self, row, SK_ROW_LIVE);
+    list[at] = row;
+    sk_links_set(self, first, list, length);
+    sk_delta_list(self, first);
+}
+
 enum sk_err sk_graph_link(struct sk_index *self, uint32_t row, struct sk_diag *d)
 {
     struct sk_generation *generation = sk_generation_now(self);
@@ -387,8 +452,16 @@ enum sk_err sk_graph_link(struct sk_index *self, uint32_t row, struct sk_diag *d
         rc = find_candidates(self, generation, row, &candidate_count, d);
     if (rc != SK_ERR_OK)
         return rc;
+    const bool has_equal = candidate_count > 0 && sk_key_distance(self->candidates[0]) <= 0;
+    const uint32_t first = has_equal ? sk_key_row(self->candidates[0]) : SK_NO_ROW;
+    if (has_equal)
+        candidate_count = add_links_of(self, generation, row, first, candidate_count);
     uint32_t count = prune(self, generation, self->candidates, candidate_count, self->degree,
                            self->degree, chosen);
+    if (has_equal) {
+        link_chain(self, generation, row, first, chosen, count);
+        return SK_ERR_OK;
+    }
     sk_links_set(self, row, chosen, count);
     sk_delta_insert(self, row);
     sk_state_set(self, row, SK_ROW_LIVE);
