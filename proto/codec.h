@@ -135,6 +135,7 @@ SK_CHECKED enum sk_err sk_read_id(struct sk_reader *from, struct sk_id *out, str
 void sk_put_id(struct sk_buffer *to, const struct sk_id *id);
 /* Next member of a list of ids that sk_request_decode has checked; false at the end. */
 bool sk_ids_next(struct sk_reader *members, struct sk_id *out);
+/* nil where there is none; id may be NULL. */
 void sk_put_request_id(struct sk_buffer *to, const struct sk_request_id *id);
 
 #endif

@@ -121,7 +121,7 @@ bool sk_ids_next(struct sk_reader *members, struct sk_id *out)
 
 void sk_put_request_id(struct sk_buffer *to, const struct sk_request_id *id)
 {
-    if (!id->is_present)
+    if (id == NULL || !id->is_present)
         sk_put_nil(to);
     else if (id->is_text)
         sk_put_text_of(to, id->text);

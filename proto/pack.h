@@ -81,7 +81,8 @@ struct sk_reader {
 
 static inline struct sk_reader sk_reader_of(struct sk_span bytes)
 {
-    return (struct sk_reader){bytes.bytes, bytes.bytes + bytes.size};
+    /* a span that is absent reads as an empty one */
+    return (struct sk_reader){bytes.bytes, bytes.size == 0 ? bytes.bytes : bytes.bytes + bytes.size};
 }
 static inline size_t sk_reader_left(const struct sk_reader *self)
 {

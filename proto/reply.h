@@ -4,6 +4,7 @@
 
 #include "proto/codec.h"
 
+/* In all of them id may be NULL: the reply's id is nil. */
 struct sk_reply_writer {
     struct sk_buffer *to;
     size_t at;

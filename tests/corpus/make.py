@@ -49,7 +49,29 @@ def corpora():
                       pack({"v": 1, "id": 1, "ok": True, "node": {"ready": True}, "processes": [], "collections": []})]
 
 
-for target, inputs in corpora():
+def steps(*parts):
+    """The input of router and keeper: what, size, bytes."""
+    return b"".join(bytes([what]) + len(data).to_bytes(2, "little") + data for what, data in parts)
+
+
+def sessions():
+    """A map, then requests and their replies; the numbers are those of the targets' step kinds."""
+    stored = schema("docs", [("n", 2)])
+    stored[3] = 1
+    world = pack({"v": 1, "id": None, "ok": True, "map": {"version": 3, "node_id": 1, "collections": [
+        {"schema": stored, "workers": [0]}], "keys": []}})
+    admin = 48    # a client step (0 modulo 6) whose role, what / 16 % 4, is admin
+    yield "router", [steps((1, world), (admin, pack(sent)), (1, pack({"v": 1, "id": 1, "ok": True, "upserted": 1, "hits": []})),
+                           (3, b"")) for _, sent in vectors.GOOD]
+    changes = [sent for _, sent in vectors.GOOD if sent["op"] in ("create_collection", "alter_collection", "drop_collection",
+                                                                  "create_key", "revoke_key", "list_keys")]
+    made = vectors.request("create_from_schema", collection="again", schema=stored)
+    yield "keeper", [steps((7, pack(sent)), (7, pack(sent))) for sent in changes] + [
+        steps(*((7, pack(sent)) for sent in changes)), steps((9, pack(made))),
+        steps((9, pack(vectors.request("map_get", map_version=0))))]
+
+
+for target, inputs in [*corpora(), *sessions()]:
     folder = os.path.join(HERE, target)
     os.makedirs(folder, exist_ok=True)
     for number, data in enumerate(inputs):

@@ -116,7 +116,7 @@ static void error_texts_are_utf8_whatever_they_quote(void **state)
     assert_int_equal(sk_reply_decode(&reply, sk_buffer_span(&to), NULL), SK_ERR_OK);
     assert_true(reply.error_message.size > 390);
     sk_buffer_clear(&to);
-    sk_reply_error(&to, &(struct sk_request_id){0}, SK_ERR_BUSY, NULL);
+    sk_reply_error(&to, NULL, SK_ERR_BUSY, NULL);
     assert_int_equal(sk_reply_decode(&reply, sk_buffer_span(&to), NULL), SK_ERR_OK);
     assert_true(sk_span_is(reply.error_message, "a queue is full, try later"));
     assert_true(reply.is_retriable);
