@@ -220,7 +220,7 @@ class CliTest(unittest.TestCase):
         npy(self.path("many.npy"), "<f4", [numbers(i) for i in range(rows)], "f")
         self.skerry("collection", "create", "many", "--dim", str(DIM), "--index", "flat")
         self.addCleanup(self.skerry, "collection", "drop", "many")
-        command = [binary("skerry"), "--dir", self.node.dir, "import", "many", self.path("many.npy"), "--batch", "20"]
+        command = [binary("skerry"), "--dir", self.node.dir, "import", "many", self.path("many.npy"), "--batch", "2", "--window", "2"]
         child = subprocess.Popen(command, env={**os.environ, **self.state}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         state = os.path.join(self.state["XDG_STATE_HOME"], "skerry")
 
@@ -340,10 +340,10 @@ class CliTest(unittest.TestCase):
 class ResumeTest(unittest.TestCase):
     def test_rows_without_an_answer_are_sent_again_after_a_power_cut(self):
         with Node() as node, tempfile.TemporaryDirectory(prefix="sky-", dir="/tmp") as folder:
-            rows, file, state = 3000, os.path.join(folder, "rows.npy"), os.path.join(folder, "state.json")
+            rows, file, state = 20000, os.path.join(folder, "rows.npy"), os.path.join(folder, "state.json")
             npy(file, "<f4", [numbers(i) for i in range(rows)], "f")
             node.skerry("collection", "create", "many", "--dim", str(DIM), "--index", "flat")
-            command = [binary("skerry"), "--dir", node.dir, "import", "many", file, "--batch", "10", "--state", state]
+            command = [binary("skerry"), "--dir", node.dir, "import", "many", file, "--batch", "2", "--window", "2", "--state", state]
             child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             wait_until(lambda: os.path.exists(state) or child.poll() is not None, 20, "the import has begun")
             self.assertIsNone(child.poll(), "the import ended before it could be stopped")
