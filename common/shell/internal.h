@@ -119,11 +119,24 @@ void sk_ipc_send(struct sk_socket *self, sk_peer to, const struct sk_span *parts
                  unsigned part_count);
 void sk_ipc_send_to_client(struct sk_reactor *reactor, uint64_t serial, bool has_delimiter,
                            const struct sk_span *parts, unsigned part_count);
+void sk_ipc_schedule(struct sk_reactor *reactor, uint64_t at_us); /* sk_ipc_on_time by then */
+void sk_ipc_retry(struct sk_socket *self, bool was_open);         /* a link connects again */
 /* Connects again, ends handshakes that take too long; returns when it wants to be called next. */
 uint64_t sk_ipc_on_time(struct sk_reactor *reactor, uint64_t now_us);
 /* Frees what was closed in this turn. */
 void sk_ipc_reap(struct sk_reactor *reactor);
 void sk_ipc_deinit(struct sk_reactor *reactor);
+
+/* ---- ipc_connection.c ---- */
+
+enum { SK_IPC_SCRATCH_BYTES = 64 * 1024 };
+/* Takes the fd; NULL: it was closed. */
+struct sk_connection *sk_connection_new(struct sk_socket *socket, int fd);
+/* Closed at once, freed at the end of the turn: whoever called may still look at it. */
+void sk_connection_kill(struct sk_connection *self);
+void sk_connections_close(struct sk_socket *socket);
+/* Ends handshakes that take too long; returns when to look next. */
+uint64_t sk_connections_on_time(struct sk_reactor *reactor, uint64_t now_us);
 
 /* ---- arrive.c: what a message that came is, and who gets it ---- */
 
@@ -160,6 +173,7 @@ void sk_watches_deinit(struct sk_reactor *self);
 struct sk_reactor {
     /* settings */
     unsigned drain_max;
+    unsigned handshake_ms;
     const struct sk_note_kind *notes;
     unsigned note_count;
     struct sk_reactor_core core;

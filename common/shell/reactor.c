@@ -11,7 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { DRAIN_MAX_DEFAULT = 64 };
+enum { DRAIN_MAX_DEFAULT = 64, HANDSHAKE_MS_DEFAULT = 10000 };
 
 /* ---- struct sk_io ---- */
 
@@ -234,6 +234,7 @@ enum sk_err sk_reactor_new(struct sk_reactor **out, const struct sk_reactor_conf
     const char *token = getenv("SKERRY_LINK_TOKEN");
     if (token != NULL && strlen(token) <= SK_TOKEN_BYTES_MAX)
         memcpy(self->token, token, strlen(token));
+    self->handshake_ms = config->handshake_ms == 0 ? HANDSHAKE_MS_DEFAULT : config->handshake_ms;
     self->drain_max = config->drain_max == 0 ? DRAIN_MAX_DEFAULT : config->drain_max;
     self->notes = config->notes;
     self->note_count = config->note_count;

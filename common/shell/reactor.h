@@ -29,6 +29,7 @@ struct sk_keys;
 struct sk_reactor_config {
     unsigned drain_max;        /* messages of a socket before the next one's turn; 0 = 64 */
     unsigned search_threads;   /* of the SLOW lane, started with its first job; 0 = 1 */
+    unsigned handshake_ms;     /* a connection over ipc that is not open by then is closed; 0 = 10,000 */
     unsigned clients_open_max; /* return addresses given out and not used yet; 0 = 16,384 */
     const struct sk_note_kind *notes; /* of the core; borrowed until destroy */
     unsigned note_count;
