@@ -71,20 +71,21 @@ void sk_floor_index_open(struct sk_floor_index *self, const char *vectors_path, 
     FILE *image = image_path != NULL ? fopen(image_path, "rb") : NULL;
     if (image != NULL) {
         struct sk_index_image_reader reader = {image, read_bytes};
-        must(sk_index_checkpoint_read(&self->index, &params, &source, &reader, &d), image_path, &d);
-        must(sk_index_load_finish(self->index, NULL, &d), image_path, &d);
+        if (sk_index_checkpoint_read(&self->index, &params, &source, &reader, &d) == SK_ERR_OK)
+            must(sk_index_load_finish(self->index, NULL, &d), image_path, &d);
+        else
+            fprintf(stderr, "bench: %s: %s; building\n", image_path, d.text);
         fclose(image);
-    } else {
+    }
+    if (self->index == NULL) {
         build(self, &params, &source);
-        if (image_path != NULL) {
-            image = fopen(image_path, "wb");
-            struct sk_index_writer writer = {image, write_bytes};
-            if (image != NULL)
-                must(sk_index_checkpoint_write(self->index, &writer, &d), image_path, &d);
-            if (image == NULL || fclose(image) != 0) {
-                fprintf(stderr, "bench: %s cannot be written\n", image_path);
-                exit(1);
-            }
+        image = image_path != NULL ? fopen(image_path, "wb") : NULL;
+        struct sk_index_writer writer = {image, write_bytes};
+        if (image != NULL)
+            must(sk_index_checkpoint_write(self->index, &writer, &d), image_path, &d);
+        if (image_path != NULL && (image == NULL || fclose(image) != 0)) {
+            fprintf(stderr, "bench: %s cannot be written\n", image_path);
+            exit(1);
         }
     }
     must(sk_index_reader_new(&self->reader, self->index, &d), "reader", &d);
