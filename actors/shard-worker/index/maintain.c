@@ -237,10 +237,11 @@ static enum sk_err start_something(struct sk_index *self, unsigned flags, struct
     const uint64_t live = atomic_load_explicit(&self->live_count, memory_order_relaxed);
     if (self->orphans.count > 0)
         return attach_orphans(self, d);
-    if (dead > 0 && (dead * 100 >= live || (flags & SK_INDEX_STEP_EAGER) != 0))
-        enter_stage(self, SK_STAGE_MARK);
-    else if (sk_mean_wants_renewal(self))
+    if (sk_mean_wants_renewal(self)) /* seldom; first, because tombstones never cease to come */
         renew_begin(self);
+    if (self->stage == SK_STAGE_IDLE && dead > 0 &&
+        (dead * 100 >= live || (flags & SK_INDEX_STEP_EAGER) != 0))
+        enter_stage(self, SK_STAGE_MARK);
     return SK_ERR_OK;
 }
 
