@@ -1,4 +1,5 @@
-/* The library's files: magic, settings, rows, then the engine's image. */
+/* The library's files: magic, settings, rows, their hash, then the engine's image. */
+#include "actors/shard-worker/index/internal.h"
 #include "actors/shard-worker/index/skerry_index_internal.h"
 
 #include <errno.h>
@@ -18,12 +19,32 @@ struct file_header {
 
 static bool write_file(void *impl, const void *bytes, size_t size)
 {
-    return fwrite(bytes, 1, size, impl) == size;
+    return size == 0 || fwrite(bytes, 1, size, impl) == size;
 }
 
 static bool read_file(void *impl, void *bytes, size_t size)
 {
-    return fread(bytes, 1, size, impl) == size;
+    return size == 0 || fread(bytes, 1, size, impl) == size;
+}
+
+/* Bytes on their way to or from a file, and their hash so far. */
+struct stream {
+    FILE *file;
+    uint64_t hash;
+};
+
+static bool put(struct stream *self, const void *bytes, size_t size)
+{
+    self->hash = sk_hash(self->hash, bytes, size);
+    return write_file(self->file, bytes, size);
+}
+
+static bool get(struct stream *self, void *bytes, size_t size)
+{
+    if (!read_file(self->file, bytes, size))
+        return false;
+    self->hash = sk_hash(self->hash, bytes, size);
+    return true;
 }
 
 static bool write_rows(struct skerry_index *self, FILE *file)
@@ -39,12 +60,14 @@ static bool write_rows(struct skerry_index *self, FILE *file)
                                  .seed = self->params.seed,
                                  .lseq = self->lseq};
     memcpy(header.magic, MAGIC, sizeof MAGIC);
+    struct stream to = {.file = file};
     size_t rows = self->row_count;
-    return write_file(file, &header, sizeof header) && write_file(file, self->ids, rows * 8) &&
-           write_file(file, self->lseqs, rows * 8) &&
-           write_file(file, self->free_rows, (size_t)self->free_count * 4) &&
+    return put(&to, &header, sizeof header) && put(&to, self->ids, rows * 8) &&
+           put(&to, self->lseqs, rows * 8) &&
+           put(&to, self->free_rows, (size_t)self->free_count * 4) &&
            (!self->keeps_vectors ||
-            write_file(file, self->vectors, rows * self->params.dim * sizeof(float)));
+            put(&to, self->vectors, rows * self->params.dim * sizeof(float))) &&
+           write_file(file, &to.hash, sizeof to.hash);
 }
 
 int skerry_index_save(struct skerry_index *self, const char *path, char *error, size_t error_size)
@@ -87,10 +110,13 @@ static bool read_rows(struct skerry_index *self, const struct file_header *heade
     if (self->free_rows == NULL)
         return false;
     self->free_count = self->free_capacity = header->free_count;
-    return read_file(file, self->ids, rows * 8) && read_file(file, self->lseqs, rows * 8) &&
-           read_file(file, self->free_rows, (size_t)header->free_count * 4) &&
+    struct stream from = {file, sk_hash(0, header, sizeof *header)};
+    uint64_t hash;
+    return get(&from, self->ids, rows * 8) && get(&from, self->lseqs, rows * 8) &&
+           get(&from, self->free_rows, (size_t)header->free_count * 4) &&
            (!self->keeps_vectors ||
-            read_file(file, self->vectors, rows * self->params.dim * sizeof(float)));
+            get(&from, self->vectors, rows * self->params.dim * sizeof(float))) &&
+           read_file(file, &hash, sizeof hash) && hash == from.hash;
 }
 
 static bool lseq_of(void *impl, uint32_t row, uint64_t *lseq)
@@ -160,7 +186,7 @@ static enum sk_err load(struct skerry_index **out, FILE *file,
     *out = self;
     self->lseq = header.lseq;
     if (!read_rows(self, &header, file))
-        return sk_fail(d, SK_ERR_INVALID, "index file: cut off, unreadable or too large");
+        return sk_fail(d, SK_ERR_INVALID, "index file: damaged, unreadable or too large");
     const struct sk_index_image_reader reader = {file, read_file};
     const struct sk_index_live live = {self, lseq_of};
     enum sk_err rc = sk_index_checkpoint_read(&self->index, &params, NULL, &reader, d);
