@@ -66,6 +66,7 @@ void sk_floor_index_open(struct sk_floor_index *self, const char *vectors_path, 
                                      .m = m,
                                      .ef_construction = ef_construction,
                                      .seed = 1,
+                                     .is_unlogged = true,
                                      .isa = getenv("SK_ISA")}; /* to compare kernel sets */
     struct sk_index_source source = {self, fetch_row};
     FILE *image = image_path != NULL ? fopen(image_path, "rb") : NULL;
