@@ -57,12 +57,16 @@ def steps(*parts):
 def sessions():
     """A map, then requests and their replies; the numbers are those of the targets' step kinds."""
     stored = schema("docs", [("n", 2)])
-    stored[3] = 1
+    stored[6] = [["", 2, 3, 2, 16, 200]]    # what most of the requests are for
     world = pack({"v": 1, "id": None, "ok": True, "map": {"version": 3, "node_id": 1, "collections": [
-        {"schema": stored, "workers": [0]}], "keys": []}})
-    admin = 48    # a client step (0 modulo 6) whose role, what / 16 % 4, is admin
-    yield "router", [steps((1, world), (admin, pack(sent)), (1, pack({"v": 1, "id": 1, "ok": True, "upserted": 1, "hits": []})),
-                           (3, b"")) for _, sent in vectors.GOOD]
+        {"schema": stored, "workers": [0, 1]}], "keys": []}})
+    hello = pack({"number": 0, "pid": 7, "incarnation": 9})
+    shard = pack({"v": 1, "id": 1, "ok": True, "upserted": 1, "deleted": 1, "updated": 1, "count": 1, "hits": [{"id": 1, "score": 0.5}], "exact": True, "shards": {"asked": 1, "answered": 1}, "source": "index",
+                  "records": [{"id": 1, "payload": {}, "vector": b"12345678"}], "cursor": None, "warning": "slow", "bytes": 5})
+    failed = pack({"v": 1, "id": 1, "ok": False, "error": {"code": 13, "name": "disk_full", "field": None, "retriable": True,
+                                                           "message": "the disk is full"}})
+    yield "router", [steps((1, world), (6, hello), (14, hello), (48, pack(sent)), (1, answer), (9, other))    # 48: an admin's
+                     for _, sent in vectors.GOOD for answer, other in ((shard, shard), (shard, failed))]
     changes = [sent for _, sent in vectors.GOOD if sent["op"] in ("create_collection", "alter_collection", "drop_collection",
                                                                   "create_key", "revoke_key", "list_keys")]
     made = vectors.request("create_from_schema", collection="again", schema=stored)

@@ -7,16 +7,20 @@
 #include "proto/reply.h"
 #include "tests/fuzz/fuzz.h"
 
-enum { CLIENTS_MAX = 64, WORKERS = 2, STEP_US = 300000, LONG_US = 700000000 };
-enum step { CLIENT, REPLY, RAW, TIME, CONNECTED, GONE, STEP_COUNT };
+enum { CLIENTS_MAX = 64, WORKERS = 2, STEP_US = 300000, LONG_US = 700000000, ASKED_KEPT = 8 };
+enum step { CLIENT, REPLY, RAW, TIME, CONNECTED, GONE, HELLO, STATS, STEP_COUNT };
 
 static struct {
     uint64_t now_us;
     unsigned answers[CLIENTS_MAX];
     unsigned clients;
-    sk_peer asked; /* whom the router spoke to last */
-    uint64_t request;
-    uint64_t incarnation;
+    struct asked { /* what the router asked of others: the last ones, by asked_count */
+        sk_peer peer;
+        uint64_t request;
+        uint64_t incarnation;
+        uint16_t shard;
+    } asked[ASKED_KEPT];
+    unsigned asked_count;
 } world;
 
 static uint64_t now(void *impl)
@@ -47,11 +51,10 @@ static void take(void *impl, sk_peer to, const struct sk_span *parts, unsigned p
         struct sk_link_header header;
         struct sk_span body;
         SK_CHECK(sk_link_decode(&header, &body, sk_buffer_span(&joined), NULL) == SK_ERR_OK);
-        world.asked = to;
-        world.request = header.request;
-        world.incarnation = header.incarnation;
+        world.asked[world.asked_count++ % ASKED_KEPT] =
+            (struct asked){to, header.request, header.incarnation, header.shard};
     } else {
-        world.asked = to;
+        world.asked[world.asked_count++ % ASKED_KEPT] = (struct asked){.peer = to};
     }
     sk_buffer_deinit(&joined);
 }
@@ -64,26 +67,44 @@ static void forget(void *impl, unsigned kind, uint64_t a, uint64_t b)
     (void)b;
 }
 
-/* An answer to what the router asked last, as if the other side had said these bytes. */
+/* An answer to one of the last things that the router asked, as if the other side had said these
+ * bytes. */
 static void reply(struct sk_router *router, uint8_t how, struct sk_span bytes)
 {
-    struct sk_link_header header = {.kind = SK_LINK_REPLY,
-                                    .request = world.request,
-                                    .map_version = how & 15,
-                                    .status = how & 32 ? SK_ERR_BUSY : SK_ERR_OK,
-                                    .incarnation = world.incarnation};
-    struct sk_buffer message = {0};
-    if (world.asked == 0)
+    unsigned back = how / STEP_COUNT % ASKED_KEPT;
+    if (back >= world.asked_count)
         return;
-    if (world.asked != SK_ROUTER_PEER_SUPERVISOR) {
-        if (world.asked >= SK_ROUTER_PEER_WORKER_0)
-            header.worker = (uint16_t)(world.asked - SK_ROUTER_PEER_WORKER_0);
-        if (how & 64)
-            header.kind = how & 16 ? SK_LINK_HELLO : SK_LINK_STATS;
+    const struct asked to = world.asked[(world.asked_count - 1 - back) % ASKED_KEPT];
+    struct sk_link_header header = {.kind = SK_LINK_REPLY,
+                                    .request = to.request,
+                                    .map_version = 3 + how / 128,
+                                    .status = how & 64 ? SK_ERR_BUSY : SK_ERR_OK,
+                                    .shard = to.shard,
+                                    .incarnation = to.incarnation};
+    struct sk_buffer message = {0};
+    struct sk_reply says;
+    if ((how & 64) == 0 && sk_reply_decode(&says, bytes, NULL) == SK_ERR_OK)
+        header.status = says.code <= SK_ERR_INTERNAL ? says.code : SK_ERR_INTERNAL;
+    if (to.peer != SK_ROUTER_PEER_SUPERVISOR) {
+        if (to.peer >= SK_ROUTER_PEER_WORKER_0)
+            header.worker = (uint16_t)(to.peer - SK_ROUTER_PEER_WORKER_0);
         sk_link_header_encode(sk_buffer_grow(&message, SK_LINK_HEADER_BYTES), &header);
     }
     sk_buffer_append(&message, bytes.bytes, bytes.size);
-    sk_router_on_message(router, world.asked, sk_buffer_span(&message));
+    sk_router_on_message(router, to.peer, sk_buffer_span(&message));
+    sk_buffer_deinit(&message);
+}
+
+/* What a worker says by itself. */
+static void speak(struct sk_router *router, enum sk_link_kind kind, sk_peer worker,
+                  struct sk_span body)
+{
+    struct sk_link_header header = {
+        .kind = kind, .worker = (uint16_t)(worker - SK_ROUTER_PEER_WORKER_0), .incarnation = 9};
+    struct sk_buffer message = {0};
+    sk_link_header_encode(sk_buffer_grow(&message, SK_LINK_HEADER_BYTES), &header);
+    sk_buffer_append(&message, body.bytes, body.size);
+    sk_router_on_message(router, worker, sk_buffer_span(&message));
     sk_buffer_deinit(&message);
 }
 
@@ -108,6 +129,12 @@ static void step(struct sk_router *router, uint8_t what, struct sk_span bytes)
         break;
     case CONNECTED:
         sk_router_on_connected(router, what & 128 ? worker : SK_ROUTER_PEER_KEEPER);
+        break;
+    case HELLO:
+        speak(router, SK_LINK_HELLO, worker, bytes);
+        break;
+    case STATS:
+        speak(router, SK_LINK_STATS, worker, bytes);
         break;
     default:
         sk_router_on_disconnected(router, worker);
