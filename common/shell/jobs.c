@@ -9,9 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
-enum { LANE_THREADS_MAX = 64, LANE_COUNT = 2 };
+enum { LANE_THREADS_MAX = 64, LANE_COUNT = 2, WRITE_LANE_NICE = 5 };
 
 struct lane {
     struct sk_jobs *jobs;
@@ -57,6 +58,9 @@ static void *run_lane(void *arg)
 {
     struct lane *lane = arg;
     sk_process_unpin_thread();
+    /* a search that wakes up while rows are linked gets the core at once */
+    if (lane == &lane->jobs->lanes[1])
+        (void)setpriority(PRIO_PROCESS, (id_t)gettid(), WRITE_LANE_NICE);
     pthread_mutex_lock(&lane->mutex);
     for (;;) {
         while (lane->first == NULL && !lane->is_ended) {

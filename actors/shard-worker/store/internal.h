@@ -134,6 +134,8 @@ struct sk_store_reader {
     MDB_txn *txn;
     bool is_active;
     uint64_t wall_us;
+    const uint8_t *block; /* of vectors, the last that was asked for; NULL: none yet */
+    uint64_t block_key;
 };
 
 /* store.c */

@@ -63,6 +63,7 @@ enum sk_err sk_store_read_begin(struct sk_store_reader *self, uint64_t wall_us, 
         return sk_store_fail(NULL, rc, "read", d);
     }
     self->is_active = true;
+    self->block = NULL;
     self->wall_us = wall_us;
     return SK_ERR_OK;
 }
@@ -133,13 +134,17 @@ const float *sk_store_vector(struct sk_store_reader *self, unsigned field, uint3
     const struct sk_store *store = self->store;
     uint32_t rows = store->block_rows[field], dim = store->schema.vectors[field].dim;
     uint64_t number = sk_block_key(field, row / rows);
-    MDB_val key = sk_val(&number, sizeof number), value;
-    if (mdb_get(self->txn, store->tables[T_VECTORS], &key, &value) != 0 ||
-        value.mv_size != (size_t)rows * dim * sizeof(float))
-        return NULL;
+    if (self->block == NULL || self->block_key != number) { /* a scan asks for its rows in order */
+        MDB_val key = sk_val(&number, sizeof number), value;
+        if (mdb_get(self->txn, store->tables[T_VECTORS], &key, &value) != 0 ||
+            value.mv_size != (size_t)rows * dim * sizeof(float))
+            return NULL;
+        self->block = value.mv_data;
+        self->block_key = number;
+    }
     /* values of LMDB are aligned to 2; a block is a value of its own pages (16 bytes behind a page's
      * begin) or, for small dimensions, a node in a page, where the 16-byte key keeps it even */
-    const uint8_t *at = (const uint8_t *)value.mv_data + (size_t)(row % rows) * dim * sizeof(float);
+    const uint8_t *at = self->block + (size_t)(row % rows) * dim * sizeof(float);
     return ((uintptr_t)at % sizeof(float)) == 0 ? (const float *)(const void *)at : NULL;
 }
 
