@@ -14,8 +14,9 @@ static enum skerry_code resolve_folder(struct sk_endpoint *self, const char *fol
     char path[SK_ENDPOINT_BYTES - 6];
     struct stat status;
     if (stat(folder, &status) != 0)
-        return sk_client_unreachable(error, SKERRY_UNAVAILABLE, "no folder '%s': %s", folder,
-                                     strerror(errno));
+        return sk_client_unreachable(
+            error, SKERRY_UNAVAILABLE, "no folder '%s': %s%s", folder, strerror(errno),
+            strchr(folder, ':') == NULL ? "" : " (an address begins with tcp://)");
     int size = S_ISSOCK(status.st_mode) ? snprintf(path, sizeof path, "%s", folder)
                                         : snprintf(path, sizeof path, "%s/run/client.ipc", folder);
     if (size < 0 || size > SOCKET_PATH_BYTES_MAX)

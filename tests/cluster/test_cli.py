@@ -82,6 +82,9 @@ class CliTest(unittest.TestCase):
                                     (("get", "docs", "99999999"), 1, "no record 99999999"),
                                     (("search", "docs", "--like", "1", "--limit", "x"), 2, "--limit"),
                                     (("snapshot", "docs", "../x"), 2, "path"), (("delete", "docs"), 2, "--filter"),
+                                    (("collection",), 2, "wants one of: create, list"),
+                                    (("node", "stop", "x"), 2, "usage: skerry node stop"),
+                                    (("count", "docs", "--filter"), 2, "wants a value"), (("--dir",), 2, "wants a value"),
                                     (("--connect", "tcp://127.0.0.1:1", "count", "docs"), 2, "two nodes")):
             done = self.skerry(*words, status=status)
             self.assertEqual(done.stdout, "")

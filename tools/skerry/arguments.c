@@ -146,7 +146,7 @@ static bool take_option(const struct cli_command *command, int argc, char **argv
     }
     if (option->kind == CLI_FLAG || equals != NULL)
         return set(option, equals == NULL ? NULL : equals + 1);
-    if (*at + 1 >= argc) {
+    if (*at + 1 >= argc || strncmp(argv[*at + 1], "--", 2) == 0) { /* --dir=--x for such a value */
         (void)cli_usage("--%s wants a value: --%s %s", option->name, option->name, option->value);
         return false;
     }
@@ -181,7 +181,8 @@ bool cli_parse(const struct cli_command *command, int argc, char **argv, int *co
     if (command == NULL || cli_settings.help)
         return true;
     if ((unsigned)*count < command->arguments_min || (unsigned)*count > command->arguments_max) {
-        (void)cli_usage("usage: skerry %s %s", command->name, command->arguments);
+        (void)cli_usage("usage: skerry %s%s%s", command->name,
+                        command->arguments[0] == '\0' ? "" : " ", command->arguments);
         return false;
     }
     return true;

@@ -85,9 +85,28 @@ static int unknown_command(int count, char **arguments)
     return cli_usage("no command '%s'; 'skerry --help' lists them", arguments[0]);
 }
 
-/* The words before the options' values cannot be told from the values of options that are not known
- * yet; so the command is looked for among the words that are neither. Global options may come
- * first. */
+/* A global option whose value is the next word. */
+static bool takes_next_word(const char *word)
+{
+    for (const struct cli_option *o = cli_global_options; o->name != NULL; o++)
+        if (strncmp(word, "--", 2) == 0 && strcmp(word + 2, o->name) == 0)
+            return o->kind != CLI_FLAG;
+    return false;
+}
+
+static bool is_global(const char *word)
+{
+    for (const struct cli_option *o = cli_global_options; o->name != NULL; o++) {
+        size_t size = strlen(o->name);
+        if (strncmp(word, "--", 2) == 0 && strncmp(word + 2, o->name, size) == 0 &&
+            (word[2 + size] == '\0' || word[2 + size] == '='))
+            return true;
+    }
+    return strcmp(word, "-h") == 0;
+}
+
+/* The words of a command cannot be told from the values of its options before it is known; so it is
+ * looked for before the first option that is not a global one. */
 static const struct cli_command *locate(int argc, char **argv, int *status)
 {
     char *words[3] = {0};
@@ -97,17 +116,17 @@ static const struct cli_command *locate(int argc, char **argv, int *status)
             words[count++] = argv[i];
             continue;
         }
-        for (const struct cli_option *o = cli_global_options; count == 0 && o->name != NULL; o++)
-            if (strncmp(argv[i], "--", 2) == 0 && strcmp(argv[i] + 2, o->name) == 0 &&
-                o->kind != CLI_FLAG)
-                i++;
-        if (count > 0)
+        if (count > 0 && !is_global(argv[i]))
             break;
+        i += takes_next_word(argv[i]);
     }
     *status = CLI_DONE;
     if (count == 0)
         return NULL;
     const struct cli_command *command = find(count, words, &used);
+    for (int i = 1; command == NULL && i < argc; i++)
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
+            return NULL; /* the overview helps more than words about a wrong command */
     if (command == NULL)
         *status = unknown_command(count, words);
     return command;
@@ -123,10 +142,7 @@ static int run(const struct cli_command *command, int argc, char **argv)
         return cli_failed("no memory");
     int rest_count = 0;
     for (int i = 1; i < argc; i++) {
-        bool is_value = false;
-        for (const struct cli_option *o = cli_global_options; skipped > 0 && o->name != NULL; o++)
-            is_value = is_value || (i > 1 && strncmp(argv[i - 1], "--", 2) == 0 &&
-                                    strcmp(argv[i - 1] + 2, o->name) == 0 && o->kind != CLI_FLAG);
+        bool is_value = i > 1 && takes_next_word(argv[i - 1]);
         if (skipped > 0 && !is_value && argv[i][0] != '-')
             skipped--;
         else

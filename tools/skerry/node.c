@@ -211,8 +211,10 @@ static void print_log_tail(const char *log_path, off_t from)
     ssize_t size = fd < 0 || end <= from ? 0 : pread(fd, text, LOG_TAIL_BYTES, from);
     if (fd >= 0)
         close(fd);
+    const char *line = size > 0 && from > 0 ? memchr(text, '\n', (size_t)size) : NULL;
+    line = line == NULL ? text : line + 1; /* a whole line, where it was cut */
     if (size > 0)
-        fprintf(stderr, "%.*s", (int)size, text);
+        fprintf(stderr, "%.*s", (int)(text + size - line), line);
 }
 
 /* true once the supervisor has said READY=1; keeps the last STATUS=. */
@@ -251,7 +253,8 @@ static int wait_until_ready(pid_t pid, int notify_fd, int pipe_fd, const char *l
             return CLI_DONE;
         if (waitpid(pid, &ended, WNOHANG) != pid)
             continue;
-        print_log_tail(log_path, log_from);
+        if (status[0] == '\0') /* else the reason is known */
+            print_log_tail(log_path, log_from);
         if (WIFSIGNALED(ended))
             return cli_failed("the node ended by signal %d before it was ready; its log is %s",
                               WTERMSIG(ended), log_path);
