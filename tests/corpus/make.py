@@ -75,7 +75,18 @@ def sessions():
         steps((9, pack(vectors.request("map_get", map_version=0))))]
 
 
-for target, inputs in [*corpora(), *sessions()]:
+def work():
+    """Records, then a request about them; what 4 is a request of an admin (1 + 4 / 2 % 4 = 3)."""
+    fill = pack(vectors.request("upsert", collection="docs", ids=[1, 2, 3, "a", vectors.UUID, 7, 8, 9],
+                                vectors=vectors.floats(*range(1, 17)),
+                                payloads=[{"n": 1, "lexname": "noun.animal"}, {"n": 4, "place": {"lat": 60.1, "lon": 24.9}}] * 4))
+    done = ("upsert", "delete", "set_payload", "get", "search", "scroll", "count", "verify", "compact")
+    yield "worker", [steps((4, fill), (4, pack(sent)), (4, pack(vectors.request("search", collection="docs", vector=[1, 2]))))
+                     for _, sent in vectors.GOOD if sent["op"] in done] + [
+        steps((4, fill), (4, pack(vectors.request("count", collection="docs", filter=given)))) for _, _, given, _ in vectors.FILTERS]
+
+
+for target, inputs in [*work(), *corpora(), *sessions()]:
     folder = os.path.join(HERE, target)
     os.makedirs(folder, exist_ok=True)
     for number, data in enumerate(inputs):

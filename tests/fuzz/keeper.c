@@ -7,6 +7,7 @@
 #include "proto/reply.h"
 #include "tests/fuzz/fuzz.h"
 
+#include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -73,17 +74,18 @@ static void run_jobs(void)
 
 static char folder[] = "/tmp/fuzz-keeper-XXXXXX";
 
+static int remove_one(const char *path, const struct stat *status, int kind, struct FTW *at)
+{
+    (void)status;
+    (void)kind;
+    (void)at;
+    return remove(path);
+}
+
 static void clean(void)
 {
-    char path[300];
     sk_keeper_destroy(&world.keeper);
-    for (unsigned i = 0; i < 2; i++) {
-        (void)snprintf(path, sizeof path, "%s/keeper/%s", folder, i == 0 ? "data.mdb" : "lock.mdb");
-        (void)unlink(path);
-    }
-    (void)snprintf(path, sizeof path, "%s/keeper", folder);
-    (void)rmdir(path);
-    (void)rmdir(folder);
+    (void)nftw(folder, remove_one, 8, FTW_DEPTH | FTW_PHYS);
 }
 
 static void begin(void)
