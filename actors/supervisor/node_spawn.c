@@ -84,14 +84,10 @@ pid_t node_spawn_start(void *impl, const char *name, uint32_t number, uint32_t p
     const struct sk_process *process = self->process;
     static const char *environment[ENVIRONMENT_MAX];
     char own[OWN_VARIABLES][VARIABLE_BYTES], path[2 * SK_PATH_BYTES], number_text[16], id[64];
-    const char *arguments[8] = {path, "--dir", process->dir, "--number", number_text};
+    const char *arguments[] = {path, "--dir", process->dir, "--number", number_text, NULL};
     char ignored[8];
     executable_path(self, name, path, sizeof path);
     snprintf(number_text, sizeof number_text, "%" PRIu32, number);
-    if (process->config_path[0] != '\0') {
-        arguments[5] = "--config";
-        arguments[6] = process->config_path;
-    }
     snprintf(id, sizeof id, "%s-%" PRIu32, name, number);
     node_spawn_reason(self, id, ignored, sizeof ignored); /* of an earlier one */
     make_environment(environment, own, name, port);

@@ -216,6 +216,8 @@ static enum sk_err open_node(struct node *self, struct sk_diag *d)
     uint64_t watchdog_us = sk_notify_watchdog_us();
     enum sk_err rc = make_token(d);
     if (rc == SK_ERR_OK)
+        rc = sk_config_write_environment(&self->process.config, d);
+    if (rc == SK_ERR_OK)
         rc = watch_children(self, d);
     if (rc == SK_ERR_OK)
         rc = sk_reactor_new(&self->reactor, &config, d);

@@ -277,13 +277,20 @@ enum sk_err sk_config_read_file(struct sk_config *self, const char *path, struct
     return rc;
 }
 
+enum { VARIABLE_BYTES = KEY_BYTES_MAX + 16 };
+
+static void variable_of(const struct setting *setting, char name[VARIABLE_BYTES])
+{
+    snprintf(name, VARIABLE_BYTES, "SKERRY_%s", setting->key);
+    for (char *c = name; *c != '\0'; c++)
+        *c = (char)toupper((unsigned char)*c);
+}
+
 enum sk_err sk_config_read_environment(struct sk_config *self, struct sk_diag *d)
 {
     for (size_t i = 0; i < SETTING_COUNT; i++) {
-        char name[KEY_BYTES_MAX + 16];
-        snprintf(name, sizeof name, "SKERRY_%s", settings[i].key);
-        for (char *c = name; *c != '\0'; c++)
-            *c = (char)toupper((unsigned char)*c);
+        char name[VARIABLE_BYTES];
+        variable_of(&settings[i], name);
         const char *value = getenv(name);
         if (value == NULL)
             continue;
@@ -327,30 +334,49 @@ void sk_config_print_sample(FILE *to)
     }
 }
 
+static void value_text(const struct sk_config *self, const struct setting *setting,
+                       char text[SK_CONFIG_TEXT_BYTES])
+{
+    const void *value = value_of(self, setting);
+    switch (setting->kind) {
+    case KIND_u32:
+        snprintf(text, SK_CONFIG_TEXT_BYTES, "%" PRIu32, *(const uint32_t *)value);
+        break;
+    case KIND_u64:
+        snprintf(text, SK_CONFIG_TEXT_BYTES, "%" PRIu64, *(const uint64_t *)value);
+        break;
+    case KIND_core: {
+        int32_t core = *(const int32_t *)value;
+        if (core >= 0)
+            snprintf(text, SK_CONFIG_TEXT_BYTES, "%" PRId32, core);
+        else
+            snprintf(text, SK_CONFIG_TEXT_BYTES, "%s", core == SK_CORE_AUTO ? "auto" : "off");
+        break;
+    }
+    case KIND_choice:
+    case KIND_text:
+        snprintf(text, SK_CONFIG_TEXT_BYTES, "%s", (const char *)value);
+        break;
+    }
+}
+
 void sk_config_print(FILE *to, const struct sk_config *self)
 {
     for (size_t i = 0; i < SETTING_COUNT; i++) {
-        const void *value = value_of(self, &settings[i]);
-        fprintf(to, "%s = ", settings[i].key);
-        switch (settings[i].kind) {
-        case KIND_u32:
-            fprintf(to, "%" PRIu32 "\n", *(const uint32_t *)value);
-            break;
-        case KIND_u64:
-            fprintf(to, "%" PRIu64 "\n", *(const uint64_t *)value);
-            break;
-        case KIND_core: {
-            int32_t core = *(const int32_t *)value;
-            if (core >= 0)
-                fprintf(to, "%" PRId32 "\n", core);
-            else
-                fprintf(to, "%s\n", core == SK_CORE_AUTO ? "auto" : "off");
-            break;
-        }
-        case KIND_choice:
-        case KIND_text:
-            fprintf(to, "%s\n", (const char *)value);
-            break;
-        }
+        char text[SK_CONFIG_TEXT_BYTES];
+        value_text(self, &settings[i], text);
+        fprintf(to, "%s = %s\n", settings[i].key, text);
     }
+}
+
+enum sk_err sk_config_write_environment(const struct sk_config *self, struct sk_diag *d)
+{
+    for (size_t i = 0; i < SETTING_COUNT; i++) {
+        char name[VARIABLE_BYTES], text[SK_CONFIG_TEXT_BYTES];
+        variable_of(&settings[i], name);
+        value_text(self, &settings[i], text);
+        if (setenv(name, text, 1) != 0)
+            return sk_fail(d, SK_ERR_NOMEM, "no memory for the environment");
+    }
+    return SK_ERR_OK;
 }

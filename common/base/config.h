@@ -1,8 +1,9 @@
 /* Settings: one list gives the struct, the parser, --help, --print-config and deploy/skerry.conf.
  *
  * A file holds lines `key = value`; '#' begins a comment. A variable SKERRY_<KEY> (upper case) wins
- * over the file. An unknown key is an error that names the closest one there is. Every process of a
- * node reads the same file and takes what concerns it. Settings are read once, at start.
+ * over the file. An unknown key is an error that names the closest one there is. Settings are read
+ * once, when the node starts: the supervisor hands what it has read to its processes, so that one that
+ * is started again has the same as the others, whatever became of the file.
  *
  * SK_SETTING(key, kind, default, min, max, "unit", "help")
  *   u32, u64   a number in min..max; with unit "bytes" a suffix K, M, G or T (powers of 1,024) is fine
@@ -76,6 +77,8 @@ SK_CHECKED enum sk_err sk_config_read_file(struct sk_config *self, const char *p
                                            struct sk_diag *d);
 /* SKERRY_<KEY> of every key that is set in the environment; other names are not ours. */
 SK_CHECKED enum sk_err sk_config_read_environment(struct sk_config *self, struct sk_diag *d);
+/* The other way: every setting into the environment, for processes that are to have the same. */
+SK_CHECKED enum sk_err sk_config_write_environment(const struct sk_config *self, struct sk_diag *d);
 void sk_config_print_help(FILE *to);   /* key, default, range, unit, help: for --help */
 void sk_config_print_sample(FILE *to); /* deploy/skerry.conf: every key, commented out */
 void sk_config_print(FILE *to, const struct sk_config *self); /* the effective one, as a file */

@@ -139,6 +139,8 @@ static enum sk_err read_config(struct sk_process *self, struct sk_diag *d)
 {
     char path[SK_PATH_BYTES];
     sk_config_init(&self->config);
+    if (getenv("SKERRY_SUPERVISOR_PID") != NULL) /* it has put what it has read there */
+        return sk_config_read_environment(&self->config, d);
     bool is_named = self->config_path[0] != '\0';
     enum sk_err rc = sk_config_read_file(
         &self->config, is_named ? self->config_path : sk_process_path(self, path, "skerry.conf"), d);

@@ -130,6 +130,19 @@ class RunningTest(WithNode):
             self.assertEqual([p["restarts"] for p in self.node.status()["processes"]
                               if (p["name"], p["number"]) == child], [1])
 
+    def test_an_edited_config_counts_from_the_next_start_of_the_node(self):
+        before = children(self.node)
+        with open(os.path.join(self.node.dir, "skerry.conf"), "a") as file:
+            file.write("workers = 3\nno_such_key = 1\n")
+        kill(before[("metadata-keeper", 0)], signal.SIGKILL)
+        wait_until(lambda: children(self.node)[("metadata-keeper", 0)] not in (0, before[("metadata-keeper", 0)])
+                   and self.node.status()["ready"], 20, "the keeper is back")
+        client = self.node.client()
+        client.call("create_collection", collection="docs", vectors={"dim": DIM, "metric": "l2"}, shards=4)
+        self.assertEqual(client.call("count", collection="docs")["count"], 0)    # nobody waits for workers 1 and 2
+        self.node.stop()
+        self.assertNotEqual(start(self.node).returncode, 0)
+
     def test_children_die_with_their_supervisor_and_the_next_one_starts_at_once(self):
         before, pid = children(self.node), self.node.facts()["pid"]
         kill(pid, signal.SIGKILL)

@@ -172,6 +172,25 @@ static void what_is_printed_is_read_again_as_the_same(void **state)
     free(text);
 }
 
+static void what_is_put_into_the_environment_is_read_again_as_the_same(void **state)
+{
+    struct sk_config config, again;
+    struct sk_diag d = {0};
+    (void)state;
+    parse(&config, "workers = 3\nquery_core = 1\nhttp_address = ::1\nmemory_bytes_max = 1T\n",
+          SK_ERR_OK);
+    assert_int_equal(sk_config_write_environment(&config, &d), SK_ERR_OK);
+    memset(&again, 0, sizeof again);
+    assert_int_equal(sk_config_read_environment(&again, &d), SK_ERR_OK);
+    char *text = print_to_text(sk_config_print, &config);
+    char *text_again = print_to_text(sk_config_print, &again);
+    assert_string_equal(text, text_again);
+    free(text);
+    free(text_again);
+    sk_config_init(&config);
+    assert_int_equal(sk_config_write_environment(&config, &d), SK_ERR_OK);
+}
+
 static void the_sample_in_deploy_is_the_one_of_the_list(void **state)
 {
     (void)state;
@@ -243,6 +262,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_file_that_is_none_is_refused_and_never_crashes),
         cmocka_unit_test(the_environment_wins_over_the_file),
         cmocka_unit_test(what_is_printed_is_read_again_as_the_same),
+        cmocka_unit_test(what_is_put_into_the_environment_is_read_again_as_the_same),
         cmocka_unit_test(the_sample_in_deploy_is_the_one_of_the_list),
         cmocka_unit_test(the_sample_with_its_comments_taken_off_is_the_default),
         cmocka_unit_test(help_names_every_key_with_default_and_range),
