@@ -246,10 +246,10 @@ class Ledger:
         self.acknowledged(ids, serial)
         return "ok"
 
-    def delete(self, client, collection, ids, timeout_ms=10000):
+    def delete(self, client, collection, ids, timeout_ms=10000, **more):
         self.sent(ids, 0)
         try:
-            client.call("delete", timeout_ms, collection=collection, ids=ids)
+            client.call("delete", timeout_ms, collection=collection, ids=ids, **more)
         except RequestError as error:
             if error.name not in ("deadline", "unavailable"):
                 self.refused(ids, 0)

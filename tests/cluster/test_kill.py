@@ -41,10 +41,10 @@ class Writer(threading.Thread):
             self.serial += 1
             some = self.rng.sample(ids, self.rng.randint(1, 40))
             if self.rng.random() < 0.15:
-                outcome = self.ledger.delete(client, "docs", some, timeout_ms=8000)
+                outcome = self.ledger.delete(client, "docs", some, timeout_ms=2500, deadline_ms=1500)
             else:
-                outcome = self.ledger.upsert(client, "docs", some, self.serial, DIM, timeout_ms=8000,
-                                             deadline_ms=3000)
+                outcome = self.ledger.upsert(client, "docs", some, self.serial, DIM, timeout_ms=2500,
+                                             deadline_ms=1500)
             self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
             if outcome not in ("ok", "deadline", "unavailable", "busy", "no answer"):
                 raise AssertionError(f"an error that a killed process does not explain: {outcome}")

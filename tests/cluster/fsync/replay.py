@@ -162,7 +162,7 @@ class Disk:
         kept = 0
         share = rng.choice((0.0, 0.1, 0.5, 0.9, 1.0))   # how much of the rest had reached the disk
         names = dict(self.names)
-        os.makedirs(target, exist_ok=True)
+        os.makedirs(target, mode=0o700, exist_ok=True)
         for entry in self.pending_names:        # the journal keeps names in order: a prefix survives
             if rng.random() >= max(share, 0.3):
                 break
@@ -171,7 +171,7 @@ class Disk:
             inode = names[path]
             place = os.path.join(target, os.path.relpath(path, self.root))
             if inode not in self.files:
-                os.makedirs(place, exist_ok=True)
+                os.makedirs(place, mode=0o700, exist_ok=True)
                 continue
             file = self.files[inode]
             content = bytearray(file.durable)
@@ -189,9 +189,9 @@ class Disk:
                         file.write(content, offset + start, data[start:end])
                         kept += 1
                     start = end
-            os.makedirs(os.path.dirname(place), exist_ok=True)
-            with open(place, "wb") as out:
-                out.write(content)
+            os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)
+            with open(place, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as out:
+                out.write(content)      # keys are refused when others may read them
         return kept
 
 
