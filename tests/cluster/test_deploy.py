@@ -2,17 +2,30 @@
 
 import contextlib
 import glob
+import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
 import unittest
+import urllib.request
 
-from harness import BIN, IS_LONG, TOP, Node, binary, run
+from harness import BIN, IS_LONG, TOP, Node, binary, run, wait_until
 
 BUILD = os.path.dirname(BIN)
 PROGRAMS = ["/usr/bin/skerry"] + ["/usr/libexec/skerry/skerry-" + name for name in
                                   ("supervisor", "router", "metadata-keeper", "shard-worker", "gateway")]
+
+
+def system_calls(group):
+    """The names in one of systemd's groups of system calls, its members too."""
+    found = set()
+    for line in run("systemd-analyze", "syscall-filter", group).stdout.splitlines()[1:]:
+        name = line.strip()
+        if name and not name.startswith("#"):
+            found |= system_calls(name) if name.startswith("@") else {name}
+    return found
 
 
 @contextlib.contextmanager
@@ -53,6 +66,54 @@ class DeployTest(unittest.TestCase):
                 self.assertEqual(done.returncode, 0, "exposure over 2.0:\n" + done.stdout[-600:])
         finally:
             shutil.rmtree(folder)
+
+    @unittest.skipUnless(shutil.which("systemd-analyze") and shutil.which("strace"), "systemd or strace is not installed")
+    def test_the_unit_allows_every_system_call_of_a_node(self):
+        with open(os.path.join(TOP, "deploy", "skerry.service")) as file:
+            lists = re.findall(r"^SystemCallFilter=(~?)(.*)$", file.read(), re.M)
+        allowed = set()
+        for is_denied, names in lists:
+            for name in names.split():
+                calls = system_calls(name) if name.startswith("@") else {name}
+                allowed = allowed - calls if is_denied else allowed | calls
+        with tempfile.TemporaryDirectory(prefix="sks-", dir="/tmp") as folder:
+            trace = os.path.join(folder, "trace")
+            with open(os.path.join(folder, "skerry.conf"), "w") as file:
+                file.write("client_port = 0\nhttp_port = 0\n")
+            child = subprocess.Popen(["strace", "-f", "-qq", "-o", trace, binary("skerry-supervisor"), "--dir", folder],
+                                     stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            try:
+                facts = os.path.join(folder, "run", "node.json")
+                wait_until(lambda: os.path.exists(facts) or child.poll() is not None, 60, "the traced node is ready")
+                if child.poll() is not None:
+                    self.skipTest("strace cannot trace here: " + child.stderr.read().decode()[-200:])
+
+                def skerry(*words):
+                    return run(binary("skerry"), "--dir", folder, *words, timeout_s=120)
+                skerry("collection", "create", "docs", "--dim", "384", "--field", "lexname:keyword")
+                skerry("import", "docs", os.path.join(TOP, "tools/sample/vectors.npy"), "--limit", "1500", "--restart",
+                       "--payload", os.path.join(TOP, "tools/sample/records.jsonl.gz"), "--state", os.path.join(folder, "state"))
+                skerry("search", "docs", "--like", "5")
+                skerry("snapshot", "docs", "one")
+                skerry("restore", "again", "one")
+                skerry("verify", "again")
+                skerry("compact", "again")
+                skerry("collection", "drop", "again")
+                with open(facts) as file:
+                    facts = json.load(file)
+                http = facts["endpoints"]["http"]
+                urllib.request.urlopen((http if http.startswith("http") else "http://" + http) + "/metrics", timeout=30).read()
+                run(binary("skerry"), "--connect", facts["endpoints"]["client_tcp"].replace("0.0.0.0", "127.0.0.1"), "--server-key",
+                    os.path.join(folder, "keys/node.pub"), "--key", os.path.join(folder, "keys/admin.key"), "count", "docs")
+                skerry("node", "stop")
+            finally:
+                child.terminate()
+                child.wait()
+                child.stderr.close()
+            with open(trace) as file:
+                used = set(re.findall(r"^\d+ +([a-z_0-9]+)\(", file.read(), re.M))
+        self.assertLess({"execve", "epoll_wait", "fdatasync"}, used)
+        self.assertEqual(used - allowed, set(), "calls that the unit would refuse")
 
     def test_every_script_is_readable_by_its_shell(self):
         for script in ("tests/run", ".ci/run", "tools/setup", "tools/quickstart", "bench/run"):
