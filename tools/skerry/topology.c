@@ -188,13 +188,13 @@ void watch_print_head(const json_t *topology)
     const json_t *node = json_object_get(topology, "node");
     const json_t *wakeup = json_object_get(node, "wakeup");
     char up[32];
-    printf("node %s   version %s   %s, up %s", cli_json_text(node, "public_key"),
-           cli_json_text(node, "version"),
+    printf("node %s, up %s   version %s",
            json_is_true(json_object_get(node, "ready")) ? "ready" : "not ready",
-           cli_duration_text(cli_json_number(node, "uptime_s"), up));
+           cli_duration_text(cli_json_number(node, "uptime_s"), up),
+           cli_json_text(node, "version"));
     if (json_is_object(wakeup))
         printf("   wake-up %s (%s)", cli_json_text(wakeup, "mode"), cli_json_text(wakeup, "state"));
-    putchar('\n');
+    printf("\nkey  %s\n", cli_json_text(node, "public_key"));
 }
 
 static void draw(const json_t *topology, const json_t *before, double seconds)

@@ -17,7 +17,7 @@ const char *watch_index_text(const json_t *index, char *out, size_t size);
 void watch_vectors_text(const json_t *vectors, char *out, size_t size);
 
 void watch_print_bar(double share);
-void watch_print_head(const json_t *topology); /* one line */
+void watch_print_head(const json_t *topology); /* two lines */
 /* A table of operations: requests, errors and quantiles of their time, of the reply `stats`; since
  * the earlier reply `before` with rates, or since the start where before is NULL. */
 void watch_print_requests(const json_t *stats, const json_t *before, double seconds);
