@@ -115,6 +115,11 @@ class DeployTest(unittest.TestCase):
         self.assertLess({"execve", "epoll_wait", "fdatasync"}, used)
         self.assertEqual(used - allowed, set(), "calls that the unit would refuse")
 
+    @unittest.skipUnless(shutil.which("promtool"), "promtool is not installed (package prometheus)")
+    def test_the_scrape_configuration_is_good(self):
+        for path in glob.glob(os.path.join(TOP, "deploy", "prometheus", "*-scrape.yml")):
+            run("promtool", "check", "config", path)
+
     def test_every_script_is_readable_by_its_shell(self):
         for script in ("tests/run", ".ci/run", "tools/setup", "tools/quickstart", "bench/run"):
             run("bash", "-n", os.path.join(TOP, script))
