@@ -71,21 +71,42 @@ static bool has_word(const char *list, const char *word, size_t size)
     return false;
 }
 
+/* Fields of each operation, a bit each: the lists of names cost more to search than all the rest of
+ * a request's decoding. */
+static struct {
+    uint64_t required, taken;
+} masks[SK_OPS_END];
+
+_Static_assert(SK_FIELD_COUNT <= 64, "a bit for each field");
+
+__attribute__((constructor)) static void make_masks(void)
+{
+    for (size_t op = 0; op < SK_OPS_END; op++) {
+        for (size_t i = 0; i < SK_FIELD_COUNT; i++) {
+            size_t size = strlen(fields[i].member);
+            if (has_word(ops[op].required, fields[i].member, size))
+                masks[op].required |= UINT64_C(1) << i;
+            if (has_word(ops[op].optional, fields[i].member, size))
+                masks[op].taken |= UINT64_C(1) << i;
+        }
+        masks[op].taken |= masks[op].required;
+    }
+}
+
 static bool op_takes(enum sk_op op, size_t field)
 {
-    const char *member = fields[field].member;
-    size_t size = strlen(member);
-    return has_word(ops[op].required, member, size) || has_word(ops[op].optional, member, size);
+    return (masks[op].taken >> field & 1) != 0;
 }
 
 /* The field of op with this wire name or alias; SK_FIELD_COUNT when there is none. */
 static size_t find_field(enum sk_op op, struct sk_span key)
 {
-    for (size_t i = 0; i < SK_FIELD_COUNT; i++) {
-        bool is_named =
-            key.size == fields[i].name_size && memcmp(key.bytes, fields[i].name, key.size) == 0;
-        if ((is_named || has_word(fields[i].aliases, (const char *)key.bytes, key.size)) &&
-            op_takes(op, i))
+    for (uint64_t left = masks[op].taken; left != 0; left &= left - 1) {
+        size_t i = (size_t)__builtin_ctzll(left);
+        if (key.size == fields[i].name_size && memcmp(key.bytes, fields[i].name, key.size) == 0)
+            return i;
+        if (fields[i].aliases[0] != '\0' &&
+            has_word(fields[i].aliases, (const char *)key.bytes, key.size))
             return i;
     }
     return SK_FIELD_COUNT;
@@ -256,11 +277,12 @@ static enum sk_err read_field(struct sk_reader *from, const struct field_info *f
 
 static enum sk_err check_required(const struct sk_request *request, struct sk_diag *d)
 {
-    for (size_t i = 0; i < SK_FIELD_COUNT; i++)
-        if ((request->present >> i & 1) == 0 &&
-            has_word(ops[request->op].required, fields[i].member, strlen(fields[i].member)))
-            return sk_fail_field(d, SK_ERR_INVALID, fields[i].name, "%s wants a field '%s'",
-                                 ops[request->op].name, fields[i].name);
+    uint64_t missing = masks[request->op].required & ~request->present;
+    if (missing != 0) {
+        const char *name = fields[__builtin_ctzll(missing)].name;
+        return sk_fail_field(d, SK_ERR_INVALID, name, "%s wants a field '%s'",
+                             ops[request->op].name, name);
+    }
     return SK_ERR_OK;
 }
 
