@@ -19,6 +19,7 @@ struct shell {
     struct sk_zap *zap;
     struct sk_keys keys;
     struct sk_wakeup wakeup;
+    bool was_ready;
     uint64_t keys_version; /* of the map whose keys are let in */
     char bound[128];       /* tcp://HOST:PORT with its real port */
 };
@@ -77,7 +78,13 @@ static uint64_t on_time(void *core)
     const char *state = sk_wakeup_state(&self->wakeup);
     sk_router_set_wakeup(self->router, self->wakeup.mode, state);
     sk_heartbeat_set_wakeup(self->heartbeat, self->wakeup.mode, state);
-    sk_heartbeat_set_ready(self->heartbeat, map->version != 0);
+    if (!self->was_ready) {
+        /* else the first request after `node start` might meet a worker that has not come yet */
+        struct sk_router_status status;
+        sk_router_get_status(self->router, &status);
+        self->was_ready = status.is_ready && status.workers_up >= status.workers_wanted;
+        sk_heartbeat_set_ready(self->heartbeat, self->was_ready);
+    }
     return wakeup_next < next ? wakeup_next : next;
 }
 
