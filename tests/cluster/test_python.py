@@ -235,6 +235,7 @@ class ClientTest(unittest.TestCase):
         self.assertEqual([row[0] for row in found], wanted)
         self.assertEqual(collection.delete([key, "5", "none"]), 2)
         self.assertEqual(len(collection), 3)
+        self.assertTrue(self.db.collection("not made yet"))
 
     def test_a_large_upsert_is_sent_in_parts(self):
         collection = self.made("large", metric="l2", index="flat")

@@ -123,7 +123,8 @@ class Connection:
 
     def __init__(self, target: Union[str, "os.PathLike[str]"], server_key: Optional[str],
                  key: Union[None, str, "os.PathLike[str]", Tuple[str, str]], deadline_ms: int, connect_deadline_ms: int):
-        library, error = _library_loaded(), _Error()
+        self._library = _library_loaded()
+        library, error = self._library, _Error()
         options = _Options(connect_deadline_ms=connect_deadline_ms, deadline_ms=deadline_ms)
         if server_key is not None:
             options.server_key = os.fsencode(server_key)
@@ -135,11 +136,13 @@ class Connection:
                                                               ctypes.byref(error)))
         if not self._handle:
             _raise(error)
-        self._library = library
 
     def close(self) -> None:
         if getattr(self, "_handle", None):
             self._library.skerry_close(ctypes.byref(self._handle))
+
+    def __del__(self) -> None:
+        self.close()
 
     def _open(self) -> ctypes.c_void_p:
         if not self._handle:
@@ -186,7 +189,7 @@ class Connection:
             if total == 0:
                 return starts, np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.float32)
             raw = (ctypes.c_char * (total * _HIT.itemsize)).from_address(found.contents.hits)
-            table = np.frombuffer(raw, dtype=_HIT)
+            table = np.frombuffer(raw, dtype=_HIT)    # type: ignore[call-overload]
             ids: np.ndarray = table["number"].copy()
             is_text = table["text"] != 0
             if is_text.any():

@@ -351,6 +351,9 @@ class Collection:
     def __len__(self) -> int:
         return self.count()
 
+    def __bool__(self) -> bool:
+        return True     # an empty collection is one too, and asking should cost nothing
+
     # ---- the collection itself ----
 
     def describe(self) -> Dict[str, Any]:
