@@ -12,7 +12,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { LOCK_WAIT_MS = 10000, LOCK_POLL_MS = 20, PROGRAM_NAME_BYTES = 15 /* what the kernel keeps */ };
+enum {
+    LOCK_WAIT_MS = 10000,
+    LOCK_POLL_MS = 20,
+    PROGRAM_NAME_BYTES = 15 /* what the kernel keeps */
+};
 
 static const char *path_of(char out[SK_PATH_BYTES], const char *dir, const char *below)
 {
@@ -23,8 +27,8 @@ static const char *path_of(char out[SK_PATH_BYTES], const char *dir, const char 
 static enum sk_err cannot(struct sk_diag *d, const char *what, const char *path)
 {
     int reason = errno;
-    return sk_fail(d, reason == ENOSPC ? SK_ERR_DISK_FULL : SK_ERR_UNAVAILABLE, "cannot %s '%s': %s",
-                   what, path, strerror(reason));
+    return sk_fail(d, reason == ENOSPC ? SK_ERR_DISK_FULL : SK_ERR_UNAVAILABLE,
+                   "cannot %s '%s': %s", what, path, strerror(reason));
 }
 
 /* ---- layout ---- */
@@ -103,8 +107,9 @@ static long pid_in(int fd)
     return size > 0 ? strtol(text, NULL, 10) : 0;
 }
 
-/* The descriptor is left open over exec on purpose: a lock belongs to the open file, so that it ends
- * with the last child. Two workers never have one shard open, whatever became of their supervisors. */
+/* The descriptor is left open over exec on purpose: a lock belongs to the open file, so that it
+ * ends with the last child. Two workers never have one shard open, whatever became of their
+ * supervisors. */
 enum sk_err node_folder_lock(const char *dir, struct sk_diag *d)
 {
     char path[SK_PATH_BYTES], text[32];
@@ -120,8 +125,8 @@ enum sk_err node_folder_lock(const char *dir, struct sk_diag *d)
             rc = sk_fail(d, SK_ERR_EXISTS, "a node runs in '%s' already (pid %ld)", dir, pid);
         else if (waited_ms >= LOCK_WAIT_MS)
             rc = sk_fail(d, SK_ERR_EXISTS,
-                         "processes of an earlier node still hold '%s': the one that was pid %ld", path,
-                         pid);
+                         "processes of an earlier node still hold '%s': the one that was pid %ld",
+                         path, pid);
         if (rc != SK_ERR_OK) {
             close(fd);
             return rc;

@@ -47,8 +47,8 @@ enum sk_err node_spawn_init(struct node_spawn *self, const struct sk_process *pr
 static void make_environment(const char **out, char own[OWN_VARIABLES][VARIABLE_BYTES],
                              const char *name, uint32_t port)
 {
-    static const char *const kept_back[] = {"NOTIFY_SOCKET=", "WATCHDOG_USEC=", "WATCHDOG_PID=",
-                                            "SKERRY_SUPERVISOR_PID="};
+    static const char *const kept_back[] = {
+        "NOTIFY_SOCKET=", "WATCHDOG_USEC=", "WATCHDOG_PID=", "SKERRY_SUPERVISOR_PID="};
     size_t count = 0;
     snprintf(own[0], VARIABLE_BYTES, "SKERRY_SUPERVISOR_PID=%ld", (long)getpid());
     out[count++] = own[0];

@@ -62,7 +62,8 @@ static struct child *child_of_peer(struct sk_supervisor *self, sk_peer peer)
 
 /* ---- starting ---- */
 
-/* The port at the end of an endpoint, so that a process that is started again is found where it was. */
+/* The port at the end of an endpoint, so that a process that is started again is found where it
+ * was. */
 static uint32_t port_of(const char *endpoint)
 {
     const char *colon = strrchr(endpoint, ':');
@@ -90,7 +91,8 @@ static void wait_for_restart(struct sk_supervisor *self, struct child *child)
 
 static void child_start(struct sk_supervisor *self, struct child *child)
 {
-    /* Somebody else may have taken the port in the meantime: after some failures any one will do. */
+    /* Somebody else may have taken the port in the meantime: after some failures any one will do.
+     */
     uint32_t port = child->failures < START_ATTEMPTS_MAX ? port_of(child->endpoint) : 0;
     child->pid = self->hands.start(self->hands.impl, child->name, child->number, port);
     child->started_us = child->beat_us = now_us(self);
@@ -118,8 +120,8 @@ enum sk_err sk_supervisor_new(struct sk_supervisor **out, const struct sk_superv
 {
     *out = NULL;
     if (config->workers < 1 || config->workers > SK_WORKERS_MAX)
-        return sk_fail_field(d, SK_ERR_INVALID, "workers", "workers: %u, want 1..%d", config->workers,
-                             SK_WORKERS_MAX);
+        return sk_fail_field(d, SK_ERR_INVALID, "workers", "workers: %u, want 1..%d",
+                             config->workers, SK_WORKERS_MAX);
     struct sk_supervisor *self = calloc(1, sizeof *self);
     if (self == NULL)
         return sk_fail(d, SK_ERR_NOMEM, "no memory for the supervisor");
@@ -199,8 +201,7 @@ static void enter_phase(struct sk_supervisor *self, enum stop_phase phase)
         if (child->pid == 0) {
             child->state = CHILD_ENDED;
         } else if (phase == STOP_KILLED) {
-            tell(self, SK_SUPERVISOR_EVENT_process_killed_at_stop, child,
-                 (uint64_t)child->pid);
+            tell(self, SK_SUPERVISOR_EVENT_process_killed_at_stop, child, (uint64_t)child->pid);
             self->hands.kill(self->hands.impl, child->pid, SIGKILL);
         } else if (child->phase == phase) {
             child->state = CHILD_STOPPING;
@@ -332,8 +333,7 @@ static bool on_heartbeat(struct sk_supervisor *self, struct child *child, struct
     if (is_ready && child->state == CHILD_STARTING) {
         child->state = CHILD_READY;
         child->ready_us = child->beat_us;
-        tell(self, SK_SUPERVISOR_EVENT_process_ready, child,
-             child->ready_us - child->started_us);
+        tell(self, SK_SUPERVISOR_EVENT_process_ready, child, child->ready_us - child->started_us);
     } else if (!is_ready && child->state == CHILD_READY) {
         child->state = CHILD_STARTING; /* it says so itself: a shard to open, a peer that is gone */
     }

@@ -1,17 +1,17 @@
-/* The supervisor's core: starts the processes of a node, watches their heartbeats, starts them again
- * with back-off, stops them in order; answers node_status and node_stop.
+/* The supervisor's core: starts the processes of a node, watches their heartbeats, starts them
+ * again with back-off, stops them in order; answers node_status and node_stop.
  *
  * A state machine: processes are started and killed through struct sk_supervisor_hands, time and
  * messages come through struct sk_io. No jobs.
  *
- * Start. All processes at once; they find each other when their sockets are there. The node is ready
- * when each has said so. A process that ends before the node was ready for the first time is tried
- * `start_attempts_max` times (at once no more when it says that its arguments are wrong, status 2), then
- * the whole start has failed and the reason is kept. Once the node was ready it never gives up.
- * Back-off. At once after a process that had been ready for a second, else 50 ms, doubled each time.
- * Heartbeats. A ready process that says nothing for heartbeat_timeout_us is killed. A pause of the
- * supervisor itself (SIGSTOP, a suspended machine) counts for nobody.
- * Stop. First router and gateway, so that nothing new comes in; then workers, which write checkpoints;
+ * Start. All processes at once; they find each other when their sockets are there. The node is
+ * ready when each has said so. A process that ends before the node was ready for the first time is
+ * tried `start_attempts_max` times (at once no more when it says that its arguments are wrong,
+ * status 2), then the whole start has failed and the reason is kept. Once the node was ready it
+ * never gives up. Back-off. At once after a process that had been ready for a second, else 50 ms,
+ * doubled each time. Heartbeats. A ready process that says nothing for heartbeat_timeout_us is
+ * killed. A pause of the supervisor itself (SIGSTOP, a suspended machine) counts for nobody. Stop.
+ * First router and gateway, so that nothing new comes in; then workers, which write checkpoints;
  * then the keeper. What is left after stop_timeout_us is killed.
  *
  * Thread: one. Limits: SK_SUPERVISOR_CHILDREN_MAX processes. */
@@ -52,7 +52,7 @@ enum sk_supervisor_event {
 #define SK_SUPERVISOR_EVENT(name, ...) SK_SUPERVISOR_EVENT_##name,
     SK_SUPERVISOR_EVENTS(SK_SUPERVISOR_EVENT)
 #undef SK_SUPERVISOR_EVENT
-    SK_SUPERVISOR_EVENT_COUNT
+        SK_SUPERVISOR_EVENT_COUNT
 };
 /* a_name is the number's; b_name is not used. */
 extern const struct sk_note_kind sk_supervisor_events[SK_SUPERVISOR_EVENT_COUNT];
@@ -100,7 +100,8 @@ struct sk_supervisor_status {
 SK_CHECKED enum sk_err sk_supervisor_new(struct sk_supervisor **out,
                                          const struct sk_supervisor_config *config,
                                          const struct sk_io *io,
-                                         const struct sk_supervisor_hands *hands, struct sk_diag *d);
+                                         const struct sk_supervisor_hands *hands,
+                                         struct sk_diag *d);
 void sk_supervisor_destroy(struct sk_supervisor **self); /* the processes live on */
 void sk_supervisor_start(struct sk_supervisor *self);
 void sk_supervisor_stop(struct sk_supervisor *self);

@@ -164,7 +164,8 @@ static enum sk_err watch_children(struct node *self, struct sk_diag *d)
                                : sk_fail(d, SK_ERR_UNAVAILABLE, "signalfd: %s", strerror(errno));
 }
 
-/* What the links of this node, and of this start of it, know each other by (common/shell/reactor.h). */
+/* What the links of this node, and of this start of it, know each other by
+ * (common/shell/reactor.h). */
 static enum sk_err make_token(struct sk_diag *d)
 {
     uint8_t bytes[16];
@@ -186,8 +187,8 @@ static enum sk_err make_core(struct node *self, struct sk_diag *d)
         .backoff_us_max = (uint64_t)config->restart_backoff_ms_max * 1000,
         .stop_timeout_us = (uint64_t)config->stop_timeout_ms * 1000,
         .own_pid = getpid()};
-    struct sk_supervisor_hands hands = {&self->spawn, node_spawn_start, node_spawn_kill,
-                                        log_event, node_spawn_usage};
+    struct sk_supervisor_hands hands = {&self->spawn, node_spawn_start, node_spawn_kill, log_event,
+                                        node_spawn_usage};
     memcpy(settings.public_key, self->public_key, sizeof settings.public_key);
     snprintf(settings.client_ipc, sizeof settings.client_ipc, "ipc://%s/run/client.ipc",
              self->process.dir);
@@ -228,7 +229,8 @@ static enum sk_err open_node(struct node *self, struct sk_diag *d)
     if (rc == SK_ERR_OK)
         rc = sk_reactor_watch(self->reactor, self->child_fd, on_child_signal, self, d);
     if (rc == SK_ERR_OK && watchdog_us > 0)
-        rc = sk_reactor_every(self->reactor, (unsigned)(watchdog_us / 3000) + 1, on_watchdog, self, d);
+        rc = sk_reactor_every(self->reactor, (unsigned)(watchdog_us / 3000) + 1, on_watchdog, self,
+                              d);
     if (rc != SK_ERR_OK)
         return rc;
     sk_reactor_set_core(self->reactor, &(struct sk_reactor_core){.core = self,

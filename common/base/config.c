@@ -28,7 +28,8 @@ struct setting {
 
 static const struct setting settings[] = {
 #define ROW(key, kind, initial, min, max, unit, help)                                              \
-    {#key, KIND_##kind, offsetof(struct sk_config, key), DEFAULT_##kind(initial), min, max, unit, help},
+    {#key, KIND_##kind, offsetof(struct sk_config, key), DEFAULT_##kind(initial), min, max,        \
+     unit, help},
     SK_SETTINGS(ROW)
 #undef ROW
 };
@@ -324,9 +325,10 @@ void sk_config_print_help(FILE *to)
 
 void sk_config_print_sample(FILE *to)
 {
-    fputs("# Settings of a Skerry node. Every line that is commented out shows the default.\n"
-          "# SKERRY_<KEY> in the environment wins over this file; an unknown key stops the start.\n",
-          to);
+    fputs(
+        "# Settings of a Skerry node. Every line that is commented out shows the default.\n"
+        "# SKERRY_<KEY> in the environment wins over this file; an unknown key stops the start.\n",
+        to);
     for (size_t i = 0; i < SETTING_COUNT; i++) {
         fprintf(to, "\n# %s\n# ", settings[i].help);
         print_range(to, &settings[i]);

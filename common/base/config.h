@@ -2,13 +2,12 @@
  *
  * A file holds lines `key = value`; '#' begins a comment. A variable SKERRY_<KEY> (upper case) wins
  * over the file. An unknown key is an error that names the closest one there is. Settings are read
- * once, when the node starts: the supervisor hands what it has read to its processes, so that one that
- * is started again has the same as the others, whatever became of the file.
+ * once, when the node starts: the supervisor hands what it has read to its processes, so that one
+ * that is started again has the same as the others, whatever became of the file.
  *
  * SK_SETTING(key, kind, default, min, max, "unit", "help")
- *   u32, u64   a number in min..max; with unit "bytes" a suffix K, M, G or T (powers of 1,024) is fine
- *   choice     one of the words that stand in `unit`, divided by '|'
- *   text       min..max bytes
+ *   u32, u64   a number in min..max; with unit "bytes" a suffix K, M, G or T (powers of 1,024) is
+ * fine choice     one of the words that stand in `unit`, divided by '|' text       min..max bytes
  *   core       "auto" (-1), "off" (-2) or the number of a CPU core up to max */
 #ifndef SK_CONFIG_H
 #define SK_CONFIG_H
@@ -30,15 +29,18 @@ enum { SK_CORE_AUTO = -1, SK_CORE_OFF = -2 };
     SK_SETTING(http_port, u32, 7421, 0, 65535, "port", "0 takes a free one; see run/node.json")    \
     SK_SETTING(workers, u32, 1, 1, 64, "processes", "shard-workers; shards are spread over them")  \
     SK_SETTING(search_threads, u32, 1, 1, 64, "threads", "a worker's threads for long searches")   \
-    SK_SETTING(wakeup_latency, choice, "adaptive", 0, 0, "adaptive|off|always",                    \
-               "keep cores awake through /dev/cpu_dma_latency: while requests come, never, always") \
+    SK_SETTING(                                                                                    \
+        wakeup_latency, choice, "adaptive", 0, 0, "adaptive|off|always",                           \
+        "keep cores awake through /dev/cpu_dma_latency: while requests come, never, always")       \
     SK_SETTING(wakeup_idle_ms, u32, 2000, 10, 600000, "ms",                                        \
                "quiet time after which adaptive lets cores sleep again")                           \
-    SK_SETTING(query_core, core, "auto", 0, 1023, "core",                                          \
-               "core that router and workers share; auto: one only where wakeup_latency cannot be had") \
-    SK_SETTING(memory_bytes_max, u64, "0", 0, 1ULL << 46, "bytes",                                 \
-               "indexes of one collection, where it has no budget of its own; 0: half of the memory") \
-    SK_SETTING(kernels, choice, "auto", 0, 0, "auto|scalar|avx2|avx512|neon",                       \
+    SK_SETTING(                                                                                    \
+        query_core, core, "auto", 0, 1023, "core",                                                 \
+        "core that router and workers share; auto: one only where wakeup_latency cannot be had")   \
+    SK_SETTING(                                                                                    \
+        memory_bytes_max, u64, "0", 0, 1ULL << 46, "bytes",                                        \
+        "indexes of one collection, where it has no budget of its own; 0: half of the memory")     \
+    SK_SETTING(kernels, choice, "auto", 0, 0, "auto|scalar|avx2|avx512|neon",                      \
                "set of vector kernels; auto takes the best that this machine has")                 \
     SK_SETTING(requests_in_flight_max, u32, 4096, 1, 16384, "requests",                            \
                "of all clients; past it the answer is busy")                                       \

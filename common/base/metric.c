@@ -1,8 +1,8 @@
 #include "common/base/metric.h"
 
 const uint64_t sk_histogram_bounds_us[SK_HISTOGRAM_BOUNDS] = {
-    25,   50,    75,    100,   150,    200,    300,    500,     750,     1000,
-    2000, 5000,  10000, 25000, 50000, 100000, 250000, 1000000, 5000000, 10000000};
+    25,   50,   75,    100,   150,   200,    300,    500,     750,     1000,
+    2000, 5000, 10000, 25000, 50000, 100000, 250000, 1000000, 5000000, 10000000};
 
 void sk_histogram_add(struct sk_histogram *self, uint64_t value_us)
 {

@@ -18,8 +18,8 @@ struct sk_histogram {
 
 void sk_histogram_add(struct sk_histogram *self, uint64_t value_us);
 void sk_histogram_merge(struct sk_histogram *self, const struct sk_histogram *other);
-/* The upper bound of the bucket in which that share (0..1) of the values ends; 0 when empty, and the
- * largest bound for what lies above it. */
+/* The upper bound of the bucket in which that share (0..1) of the values ends; 0 when empty, and
+ * the largest bound for what lies above it. */
 uint64_t sk_histogram_quantile_us(const struct sk_histogram *self, double share);
 
 #endif

@@ -1,5 +1,5 @@
-/* What a core has to say: facts of fixed size. The core calls io->note(kind, a, b); the shell prints
- * one line, counts it and keeps it for a crash report; the simulator may assert on it.
+/* What a core has to say: facts of fixed size. The core calls io->note(kind, a, b); the shell
+ * prints one line, counts it and keeps it for a crash report; the simulator may assert on it.
  *
  * Each core has a list of its own in its header:
  *     #define SK_ROUTER_NOTES(SK_NOTE) SK_NOTE(reply_late, WARN, "request", "us")  ...

@@ -11,9 +11,9 @@
 
 struct sk_heartbeat; /* opaque */
 
-/* Connects the supervisor's socket as link `peer` of the core: what the supervisor answers there (to
- * node_status requests of the core, plain client frames) comes to its on_message(peer).
- * reactor is borrowed; destroy this after sk_reactor_run has returned, before the reactor. */
+/* Connects the supervisor's socket as link `peer` of the core: what the supervisor answers there
+ * (to node_status requests of the core, plain client frames) comes to its on_message(peer). reactor
+ * is borrowed; destroy this after sk_reactor_run has returned, before the reactor. */
 SK_CHECKED enum sk_err sk_heartbeat_new(struct sk_heartbeat **out, struct sk_reactor *reactor,
                                         const struct sk_process *process, sk_peer peer,
                                         struct sk_diag *d);

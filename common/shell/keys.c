@@ -35,11 +35,13 @@ static char *trim(char *text)
     return text;
 }
 
-/* The value of the first line "name = value" that is a key; changes the text no more than strtok. */
+/* The value of the first line "name = value" that is a key; changes the text no more than strtok.
+ */
 static void parse(struct sk_keys *out, char *text)
 {
     char *rest = NULL;
-    for (char *line = strtok_r(text, "\n", &rest); line != NULL; line = strtok_r(NULL, "\n", &rest)) {
+    for (char *line = strtok_r(text, "\n", &rest); line != NULL;
+         line = strtok_r(NULL, "\n", &rest)) {
         char *value = strchr(line, '=');
         if (line[0] == '#' || value == NULL)
             continue;
@@ -55,15 +57,16 @@ static void parse(struct sk_keys *out, char *text)
     }
 }
 
-static enum sk_err read_keys(struct sk_keys *out, const char *path, bool is_secret, struct sk_diag *d)
+static enum sk_err read_keys(struct sk_keys *out, const char *path, bool is_secret,
+                             struct sk_diag *d)
 {
     char text[KEY_FILE_BYTES_MAX + 1];
     struct stat status;
     memset(out, 0, sizeof *out);
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
     if (fd < 0)
-        return sk_fail(d, errno == ENOENT ? SK_ERR_NOT_FOUND : SK_ERR_FORBIDDEN, "key file '%s': %s",
-                       path, strerror(errno));
+        return sk_fail(d, errno == ENOENT ? SK_ERR_NOT_FOUND : SK_ERR_FORBIDDEN,
+                       "key file '%s': %s", path, strerror(errno));
     enum sk_err rc = SK_ERR_OK;
     ssize_t size = 0;
     if (fstat(fd, &status) != 0 || !S_ISREG(status.st_mode))
@@ -88,8 +91,9 @@ enum sk_err sk_keys_load(struct sk_keys *out, const char *path, struct sk_diag *
     char derived[SK_KEY_TEXT_BYTES];
     enum sk_err rc = read_keys(out, path, true, d);
     if (rc == SK_ERR_OK && out->secret_key[0] == '\0')
-        rc = sk_fail(d, SK_ERR_INVALID, "key file '%s' has no line 'secret-key = ...' with a key of %d "
-                                        "Z85 characters",
+        rc = sk_fail(d, SK_ERR_INVALID,
+                     "key file '%s' has no line 'secret-key = ...' with a key of %d "
+                     "Z85 characters",
                      path, KEY_CHARS);
     else if (rc == SK_ERR_OK && zmq_curve_public(derived, out->secret_key) != 0)
         rc = sk_fail(d, SK_ERR_INVALID, "key file '%s': that is no Curve secret key", path);
@@ -109,8 +113,9 @@ enum sk_err sk_keys_load_public(struct sk_keys *out, const char *path, struct sk
     enum sk_err rc = read_keys(out, path, false, d);
     explicit_bzero(out->secret_key, sizeof out->secret_key);
     if (rc == SK_ERR_OK && out->public_key[0] == '\0')
-        rc = sk_fail(d, SK_ERR_INVALID, "key file '%s' has no line 'public-key = ...' with a key of %d "
-                                        "Z85 characters",
+        rc = sk_fail(d, SK_ERR_INVALID,
+                     "key file '%s' has no line 'public-key = ...' with a key of %d "
+                     "Z85 characters",
                      path, KEY_CHARS);
     return rc;
 }
@@ -167,8 +172,9 @@ static enum sk_err sync_folder(const char *path, struct sk_diag *d)
     int reason = errno;
     if (fd >= 0)
         close(fd);
-    return is_synced ? SK_ERR_OK
-                     : sk_fail(d, SK_ERR_UNAVAILABLE, "cannot sync '%s': %s", path, strerror(reason));
+    return is_synced
+               ? SK_ERR_OK
+               : sk_fail(d, SK_ERR_UNAVAILABLE, "cannot sync '%s': %s", path, strerror(reason));
 }
 
 enum sk_err sk_keys_load_or_make(struct sk_keys *out, const char *dir, const char *name,

@@ -1,9 +1,9 @@
 /* One line a fact: `time=... level=warn process=router event=peer_gone peer=3`, on stderr.
  *
- * A line that repeats (same event) more than 10 times in 10 s is held back and counted; the next one
- * that is printed says held_back=N. The last 1,024 lines, printed or not, are kept and written on a
- * crash signal (SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL), before the default action.
- * Never log a key, a vector or a payload. Thread: any. */
+ * A line that repeats (same event) more than 10 times in 10 s is held back and counted; the next
+ * one that is printed says held_back=N. The last 1,024 lines, printed or not, are kept and written
+ * on a crash signal (SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL), before the default action. Never
+ * log a key, a vector or a payload. Thread: any. */
 #ifndef SK_LOG_H
 #define SK_LOG_H
 

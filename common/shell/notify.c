@@ -24,8 +24,10 @@ static void notify(const char *words)
     int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return;
-    /* Nobody may be listening any more, as after `skerry node start` has returned: not our matter. */
-    (void)!sendto(fd, words, strlen(words), MSG_NOSIGNAL | MSG_DONTWAIT, (struct sockaddr *)&address,
+    /* Nobody may be listening any more, as after `skerry node start` has returned: not our matter.
+     */
+    (void)!sendto(fd, words, strlen(words), MSG_NOSIGNAL | MSG_DONTWAIT,
+                  (struct sockaddr *)&address,
                   (socklen_t)(offsetof(struct sockaddr_un, sun_path) + size));
     close(fd);
 }

@@ -10,7 +10,7 @@
 void sk_notify_ready(void);
 void sk_notify_stopping(void);
 void sk_notify_status(const char *format, ...) SK_PRINTF(1, 2);
-void sk_notify_watchdog(void); /* alive; call it every sk_notify_watchdog_us() / 3 */
+void sk_notify_watchdog(void);        /* alive; call it every sk_notify_watchdog_us() / 3 */
 uint64_t sk_notify_watchdog_us(void); /* 0: no watchdog is wanted of this process */
 
 #endif

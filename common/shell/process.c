@@ -26,7 +26,8 @@ void sk_process_unpin_thread(void)
         (void)sched_setaffinity(0, sizeof cores_at_start, &cores_at_start);
 }
 
-const char *sk_process_path(const struct sk_process *self, char out[SK_PATH_BYTES], const char *below)
+const char *sk_process_path(const struct sk_process *self, char out[SK_PATH_BYTES],
+                            const char *below)
 {
     snprintf(out, SK_PATH_BYTES, "%s/%s", self->dir, below);
     return out;
@@ -92,10 +93,10 @@ static int parse_arguments(struct sk_process *self, const char *summary, int arg
                            bool *prints_config)
 {
     static const struct option options[] = {
-        {"dir", required_argument, NULL, 'd'},     {"config", required_argument, NULL, 'c'},
-        {"number", required_argument, NULL, 'n'},  {"foreground", no_argument, NULL, 'f'},
-        {"print-config", no_argument, NULL, 'p'},  {"help", no_argument, NULL, 'h'},
-        {"version", no_argument, NULL, 'v'},       {NULL, 0, NULL, 0}};
+        {"dir", required_argument, NULL, 'd'},    {"config", required_argument, NULL, 'c'},
+        {"number", required_argument, NULL, 'n'}, {"foreground", no_argument, NULL, 'f'},
+        {"print-config", no_argument, NULL, 'p'}, {"help", no_argument, NULL, 'h'},
+        {"version", no_argument, NULL, 'v'},      {NULL, 0, NULL, 0}};
     int option, status = -1;
     while (status == -1 && (option = getopt_long(argc, argv, "h", options, NULL)) != -1) {
         if (option == 'd' || option == 'c') {
@@ -143,7 +144,8 @@ static enum sk_err read_config(struct sk_process *self, struct sk_diag *d)
         return sk_config_read_environment(&self->config, d);
     bool is_named = self->config_path[0] != '\0';
     enum sk_err rc = sk_config_read_file(
-        &self->config, is_named ? self->config_path : sk_process_path(self, path, "skerry.conf"), d);
+        &self->config, is_named ? self->config_path : sk_process_path(self, path, "skerry.conf"),
+        d);
     if (rc == SK_ERR_NOT_FOUND && !is_named)
         rc = SK_ERR_OK; /* every setting has a default */
     return rc == SK_ERR_OK ? sk_config_read_environment(&self->config, d) : rc;
@@ -161,8 +163,8 @@ static void allow_files(const struct sk_process *self)
     (void)setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-/* Router and workers on one core, where a hand-off between cores would wake a sleeping one. The core
- * is the last one we may use: the first is where interrupts and other programs tend to be. */
+/* Router and workers on one core, where a hand-off between cores would wake a sleeping one. The
+ * core is the last one we may use: the first is where interrupts and other programs tend to be. */
 static void pin(const struct sk_config *config)
 {
     cpu_set_t cores;

@@ -10,9 +10,9 @@
 enum { SK_SOCKET_PATH_BYTES_MAX = 107, SK_DIR_BYTES = 128, SK_PATH_BYTES = 512 };
 
 struct sk_process {
-    char name[32];            /* "shard-worker" */
-    uint32_t number;          /* --number, 0 by default */
-    char dir[SK_DIR_BYTES];   /* as given */
+    char name[32];                   /* "shard-worker" */
+    uint32_t number;                 /* --number, 0 by default */
+    char dir[SK_DIR_BYTES];          /* as given */
     char config_path[SK_PATH_BYTES]; /* --config; "" where DIR/skerry.conf is meant */
     struct sk_config config;
     char id[48]; /* "shard-worker-0": the routing id of its heartbeats */
@@ -20,7 +20,7 @@ struct sk_process {
 
 /* What sk_process_start should do besides. */
 enum sk_process_flags {
-    SK_PROCESS_IS_CHILD = 1, /* dies with its parent: the supervisor */
+    SK_PROCESS_IS_CHILD = 1,      /* dies with its parent: the supervisor */
     SK_PROCESS_IS_QUERY_PATH = 2, /* router and workers: pinned as the setting query_core says */
 };
 
@@ -31,7 +31,8 @@ enum sk_process_flags {
 int sk_process_start(struct sk_process *self, const char *name, const char *summary, unsigned flags,
                      int argc, char **argv);
 /* DIR/<below>; returns out. Too long is impossible: sk_process_start has refused such a DIR. */
-const char *sk_process_path(const struct sk_process *self, char out[SK_PATH_BYTES], const char *below);
+const char *sk_process_path(const struct sk_process *self, char out[SK_PATH_BYTES],
+                            const char *below);
 /* "ipc://DIR/run/<socket>"; returns out. */
 const char *sk_process_endpoint(const struct sk_process *self, char out[SK_PATH_BYTES],
                                 const char *socket);

@@ -27,7 +27,8 @@ static void hold(struct sk_wakeup *self)
         close(self->fd);
     self->fd = -1;
     self->is_unavailable = true;
-    sk_log(SK_LEVEL_WARN, "wakeup_unavailable", "device=%s reason=\"%s\"", device, strerror(reason));
+    sk_log(SK_LEVEL_WARN, "wakeup_unavailable", "device=%s reason=\"%s\"", device,
+           strerror(reason));
 }
 
 static void let_go(struct sk_wakeup *self)
@@ -47,7 +48,8 @@ void sk_wakeup_init(struct sk_wakeup *self, const char *mode, uint32_t idle_ms)
     if (strcmp(mode, "always") == 0)
         hold(self);
     else if (self->is_adaptive)
-        self->is_unavailable = !sk_wakeup_can_be_had(); /* so that the state is true from the start */
+        self->is_unavailable =
+            !sk_wakeup_can_be_had(); /* so that the state is true from the start */
 }
 
 void sk_wakeup_deinit(struct sk_wakeup *self)

@@ -1,7 +1,7 @@
 /* Keeps the cores awake while requests come: holds /dev/cpu_dma_latency at 0 us.
  *
- * A sleeping core costs 50 to 100 us a hand-off, more than a search. The price is power, so `adaptive`
- * lets go after an idle time; `always` holds from start to end; `off` never does.
+ * A sleeping core costs 50 to 100 us a hand-off, more than a search. The price is power, so
+ * `adaptive` lets go after an idle time; `always` holds from start to end; `off` never does.
  * Thread: the reactor's. Held by the router only: it sees every request. */
 #ifndef SK_WAKEUP_H
 #define SK_WAKEUP_H
@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 struct sk_wakeup {
-    int fd;              /* -1: not held */
+    int fd; /* -1: not held */
     bool is_adaptive;
     bool is_unavailable; /* the device could not be opened: not tried again */
     uint64_t idle_us;

@@ -34,8 +34,8 @@ enum sk_role sk_zap_role(struct sk_zap *self, const char *public_key)
     enum sk_role role = SK_ROLE_NONE;
     pthread_mutex_lock(&self->mutex);
     if (self->count > 0) {
-        const struct sk_map_key *key = bsearch(public_key, self->keys, self->count,
-                                               sizeof self->keys[0], compare_key);
+        const struct sk_map_key *key =
+            bsearch(public_key, self->keys, self->count, sizeof self->keys[0], compare_key);
         if (key != NULL)
             role = key->role;
     }

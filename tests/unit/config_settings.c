@@ -238,7 +238,7 @@ static void a_histogram_puts_values_under_their_bound(void **state)
     for (unsigned i = 1; i < SK_HISTOGRAM_BOUNDS; i++)
         assert_true(sk_histogram_bounds_us[i] > sk_histogram_bounds_us[i - 1]);
     assert_int_equal(sk_histogram_quantile_us(&one, 0.5), 0);
-    sk_histogram_add(&one, 25);       /* inclusive */
+    sk_histogram_add(&one, 25); /* inclusive */
     sk_histogram_add(&one, 26);
     sk_histogram_add(&two, UINT32_MAX); /* above every bound */
     sk_histogram_merge(&one, &two);

@@ -1,5 +1,6 @@
 /* links: sk_shell */
-/* Key files, start-up, log, sd_notify, wake-up: what a shell does with files and the environment. */
+/* Key files, start-up, log, sd_notify, wake-up: what a shell does with files and the environment.
+ */
 #include "tests/harness.h"
 
 #include "common/shell/keys.h"
@@ -118,7 +119,8 @@ static void a_key_file_with_other_things_in_it_is_refused(void **state)
     snprintf(text, sizeof text, "# a comment\nsecret-key = \"%s\"\n", other.secret_key);
     write_text("keys/node.key", text, 0600);
     assert_int_equal(sk_keys_load(&keys, path_of("keys/node.key"), &d), SK_ERR_OK);
-    assert_string_equal(keys.public_key, other.public_key); /* derived where it does not stand there */
+    assert_string_equal(keys.public_key,
+                        other.public_key); /* derived where it does not stand there */
     assert_int_equal(sk_keys_load(&keys, dir, &d), SK_ERR_INVALID); /* a folder */
 }
 
@@ -131,7 +133,8 @@ struct run {
 
 /* In a process of its own, because start-up changes limits, mask and affinity. Its output and what
  * `then` returned come back. */
-static struct run start(int (*then)(struct sk_process *process), unsigned flags, int argc, char **argv)
+static struct run start(int (*then)(struct sk_process *process), unsigned flags, int argc,
+                        char **argv)
 {
     struct run run = {0};
     int pipe_fds[2];
@@ -166,7 +169,8 @@ static int say_started(struct sk_process *process)
 {
     char path[SK_PATH_BYTES], endpoint[SK_PATH_BYTES];
     printf("started %s port %u %s %s", process->id, process->config.client_port,
-           sk_process_path(process, path, "run/x"), sk_process_endpoint(process, endpoint, "y.ipc"));
+           sk_process_path(process, path, "run/x"),
+           sk_process_endpoint(process, endpoint, "y.ipc"));
     return 42;
 }
 
@@ -179,7 +183,8 @@ static void arguments_and_config_are_read(void **state)
     snprintf(other, sizeof other, "%s", path_of("other.conf"));
     snprintf(with_slash, sizeof with_slash, "%s/", dir);
     struct run run = START(say_started, 0, "--dir", with_slash, "--number", "3", "--foreground");
-    snprintf(wanted, sizeof wanted, "started router-3 port 5 %s/run/x ipc://%s/run/y.ipc", dir, dir);
+    snprintf(wanted, sizeof wanted, "started router-3 port 5 %s/run/x ipc://%s/run/y.ipc", dir,
+             dir);
     assert_int_equal(run.status, 42);
     assert_non_null(strstr(run.out, wanted));
     run = START(say_started, 0, "--dir", dir, "--config", other);
@@ -242,7 +247,8 @@ static void the_query_path_shares_a_core_when_it_should(void **state)
     int all = count_cores(NULL);
     setenv("SKERRY_WAKEUP_LATENCY", "off", 1); /* then auto pins */
     assert_int_equal(START(count_cores, SK_PROCESS_IS_QUERY_PATH, "--dir", dir).status, 1);
-    assert_int_equal(START(count_cores_unpinned, SK_PROCESS_IS_QUERY_PATH, "--dir", dir).status, all);
+    assert_int_equal(START(count_cores_unpinned, SK_PROCESS_IS_QUERY_PATH, "--dir", dir).status,
+                     all);
     assert_int_equal(START(count_cores, 0, "--dir", dir).status, all);
     setenv("SKERRY_QUERY_CORE", "off", 1);
     assert_int_equal(START(count_cores, SK_PROCESS_IS_QUERY_PATH, "--dir", dir).status, all);

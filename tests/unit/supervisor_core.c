@@ -53,7 +53,7 @@ static pid_t start(void *impl, const char *name, uint32_t number, uint32_t port)
         process->peer = strcmp(name, "router") == 0            ? SK_SUPERVISOR_PEER_ROUTER
                         : strcmp(name, "metadata-keeper") == 0 ? SK_SUPERVISOR_PEER_KEEPER
                         : strcmp(name, "gateway") == 0         ? SK_SUPERVISOR_PEER_GATEWAY
-                                                               : SK_SUPERVISOR_PEER_WORKER_0 + number;
+                                                       : SK_SUPERVISOR_PEER_WORKER_0 + number;
     }
     process->starts++;
     process->port = port;
@@ -106,7 +106,8 @@ static void count_event(void *impl, enum sk_supervisor_event event, const char *
 
 /* ---- doing ---- */
 
-static void beat_as(struct world *self, sk_peer from, pid_t pid, bool is_ready, const char *endpoint)
+static void beat_as(struct world *self, sk_peer from, pid_t pid, bool is_ready,
+                    const char *endpoint)
 {
     struct sk_link_header header = {.kind = SK_LINK_STATS};
     struct sk_buffer message = {0};
@@ -307,7 +308,8 @@ static void wrong_arguments_end_the_first_start_at_once(void **state)
     struct world *self = *state;
     dies(self, process_of(self, "gateway", 0), 2 << 8, "");
     assert_true(status_of(self).has_failed);
-    assert_non_null(strstr(status_of(self).words, "gateway 0 cannot start: it ended with status 2"));
+    assert_non_null(
+        strstr(status_of(self).words, "gateway 0 cannot start: it ended with status 2"));
 }
 
 static void a_process_that_cannot_even_be_started_is_tried_again(void **state)
@@ -371,9 +373,11 @@ static void a_pause_of_the_supervisor_itself_kills_nobody(void **state)
 static void a_stop_goes_from_the_doors_to_the_keeper(void **state)
 {
     struct world *self = *state;
-    struct process *router = process_of(self, "router", 0), *gateway = process_of(self, "gateway", 0),
+    struct process *router = process_of(self, "router", 0),
+                   *gateway = process_of(self, "gateway", 0),
                    *keeper = process_of(self, "metadata-keeper", 0),
-                   *one = process_of(self, "shard-worker", 0), *two = process_of(self, "shard-worker", 1);
+                   *one = process_of(self, "shard-worker", 0),
+                   *two = process_of(self, "shard-worker", 1);
     all_beat(self);
     sk_supervisor_stop(self->core);
     assert_int_equal(router->terms + gateway->terms, 2);
