@@ -30,6 +30,8 @@ def corpora():
     yield "filter", [pack(given) + pack(records[0][0]) for _, _, given, records in vectors.FILTERS]
     yield "payload", [pack(one) for one in payloads]
     yield "schema", [pack(stored), pack(schema("a", []))]
+    yield "manifest", [pack({"kind": "skerry-store-snapshot", "format": 1, "bytes": 0, "hash": 0x2d06800538d394c2, "records": 3,
+                             "schema": stored})]
     yield "map", [pack({"version": 3, "node_id": 2**63, "collections": [{"schema": stored, "workers": [0, 1]}],
                         "keys": [{"name": "admin", "public_key": "k" * 40, "role": "admin"}]}),
                   pack({"version": 1, "node_id": 1, "collections": [], "keys": []})]

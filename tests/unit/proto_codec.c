@@ -9,7 +9,8 @@
 
 static struct vector_file requests;
 
-/* The request's own names, defaults and order: what sk_request_encode writes of what was decoded. */
+/* The request's own names, defaults and order: what sk_request_encode writes of what was decoded.
+ */
 static void assert_means(const struct vector *vector, struct sk_span frame)
 {
     struct sk_request request, again;
@@ -35,8 +36,8 @@ static void assert_fault(const struct vector *vector, struct sk_span frame)
     assert_true(sscanf(vector_line(vector, "fault"), "%u %31s %79s", &code, name, field) >= 2);
     enum sk_err err = sk_request_decode(&request, frame, &d);
     if ((unsigned)err != code || strcmp(sk_err_name(err), name) != 0 || strcmp(d.field, field) != 0)
-        fail_msg("%s: %u %s '%s' (%s), want %u %s '%s'", vector->title, (unsigned)err, sk_err_name(err),
-                 d.field, d.text, code, name, field);
+        fail_msg("%s: %u %s '%s' (%s), want %u %s '%s'", vector->title, (unsigned)err,
+                 sk_err_name(err), d.field, d.text, code, name, field);
     assert_int_equal(d.code, err);
     assert_true(strlen(d.text) > 8);
 }
@@ -161,7 +162,8 @@ static void every_cut_is_refused_and_every_changed_byte_is_survived(void **state
 }
 
 /* {"v":1,"op":op,"id":9, then the packed pairs}. */
-static struct sk_span frame_of(struct sk_buffer *to, const char *op, uint32_t count, struct sk_span pairs)
+static struct sk_span frame_of(struct sk_buffer *to, const char *op, uint32_t count,
+                               struct sk_span pairs)
 {
     sk_buffer_clear(to);
     sk_put_map(to, 3 + count);
@@ -180,9 +182,10 @@ static void an_unknown_name_is_answered_with_the_closest(void **state)
     (void)state;
     static const struct {
         const char *op, *key, *wanted;
-    } cases[] = {{"search", "limits", "'limit'"},       {"search", "with_payloads", "'with_payload'"},
-                 {"upsert", "vector", "'vectors'"},     {"search", "deadlinems", "'deadline_ms'"},
-                 {"count", "colection", "'collection'"}, {"search", "zzzzzzzzzz", "no field 'zzzzzzzzzz'"}};
+    } cases[] = {
+        {"search", "limits", "'limit'"},        {"search", "with_payloads", "'with_payload'"},
+        {"upsert", "vector", "'vectors'"},      {"search", "deadlinems", "'deadline_ms'"},
+        {"count", "colection", "'collection'"}, {"search", "zzzzzzzzzz", "no field 'zzzzzzzzzz'"}};
     struct sk_buffer pairs = {0}, frame = {0};
     struct sk_request request;
     for (size_t i = 0; i < SK_COUNT_OF(cases); i++) {
@@ -190,13 +193,17 @@ static void an_unknown_name_is_answered_with_the_closest(void **state)
         sk_buffer_clear(&pairs);
         sk_put_text(&pairs, cases[i].key);
         sk_put_u64(&pairs, 1);
-        assert_int_equal(sk_request_decode(&request, frame_of(&frame, cases[i].op, 1, sk_buffer_span(&pairs)), &d),
+        assert_int_equal(sk_request_decode(&request,
+                                           frame_of(&frame, cases[i].op, 1, sk_buffer_span(&pairs)),
+                                           &d),
                          SK_ERR_UNKNOWN_FIELD);
         assert_string_equal(d.field, cases[i].key);
         assert_non_null(strstr(d.text, cases[i].wanted));
     }
     struct sk_diag d = {0};
-    assert_int_equal(sk_request_decode(&request, frame_of(&frame, "serach", 0, (struct sk_span){0}), &d), SK_ERR_INVALID);
+    assert_int_equal(
+        sk_request_decode(&request, frame_of(&frame, "serach", 0, (struct sk_span){0}), &d),
+        SK_ERR_INVALID);
     assert_non_null(strstr(d.text, "the closest name is 'search'"));
     assert_true(request.id.is_present || request.op == SK_OP_NONE);
     sk_buffer_deinit(&pairs);
@@ -233,7 +240,8 @@ static enum sk_err decode_count(const char *op, const char *key, uint32_t count,
     sk_put_array(&pairs, count);
     for (uint32_t i = 0; i < count; i++)
         sk_put_u64(&pairs, i);
-    enum sk_err err = sk_request_decode(&request, frame_of(&frame, op, 2, sk_buffer_span(&pairs)), d);
+    enum sk_err err =
+        sk_request_decode(&request, frame_of(&frame, op, 2, sk_buffer_span(&pairs)), d);
     sk_buffer_deinit(&pairs);
     sk_buffer_deinit(&frame);
     return err;
@@ -259,13 +267,15 @@ static void limits_hold_at_their_edge(void **state)
         sk_put_text(&pairs, "cursor");
         sk_put_bin_head(&pairs, 256 + over * 16);
         memset(sk_buffer_grow(&pairs, 256 + over * 16), 0, 256 + over * 16);
-        assert_int_equal(sk_request_decode(&request, frame_of(&frame, "scroll", 2, sk_buffer_span(&pairs)), &d),
-                         over ? SK_ERR_TOO_LARGE : SK_ERR_OK);
+        assert_int_equal(
+            sk_request_decode(&request, frame_of(&frame, "scroll", 2, sk_buffer_span(&pairs)), &d),
+            over ? SK_ERR_TOO_LARGE : SK_ERR_OK);
     }
     assert_string_equal(d.field, "cursor");
     uint8_t *large = calloc(1, SK_FRAME_BYTES_MAX + 1);
     assert_non_null(large);
-    assert_int_equal(sk_request_decode(&request, sk_span_of(large, SK_FRAME_BYTES_MAX + 1), &d), SK_ERR_TOO_LARGE);
+    assert_int_equal(sk_request_decode(&request, sk_span_of(large, SK_FRAME_BYTES_MAX + 1), &d),
+                     SK_ERR_TOO_LARGE);
     free(large);
     sk_buffer_deinit(&pairs);
     sk_buffer_deinit(&frame);

@@ -25,11 +25,12 @@ static void declared_of(struct sk_schema *schema, const char *json)
         return;
     schema->field_count = 1;
     (void)snprintf(schema->fields[0].name, sizeof schema->fields[0].name, "%s", name);
-    assert_int_equal(sk_payload_kind_parse(sk_span_text(kind), &schema->fields[0].kind, NULL), SK_ERR_OK);
+    assert_int_equal(sk_payload_kind_parse(sk_span_text(kind), &schema->fields[0].kind, NULL),
+                     SK_ERR_OK);
 }
 
-static enum sk_err parse(struct sk_filter **out, struct sk_arena *arena, const struct sk_schema *schema,
-                         struct sk_span packed, struct sk_diag *d)
+static enum sk_err parse(struct sk_filter **out, struct sk_arena *arena,
+                         const struct sk_schema *schema, struct sk_span packed, struct sk_diag *d)
 {
     enum sk_err err = sk_filter_parse(out, arena, packed, d);
     return err == SK_ERR_OK && schema != NULL ? sk_filter_check(schema, *out, d) : err;
@@ -67,7 +68,8 @@ static void every_vector_matches_what_it_says(void **state)
         if (vector_line(vector, "fault") != NULL) {
             unsigned code = 0;
             char name[32] = "", field[80] = "";
-            assert_int_equal(sscanf(vector_line(vector, "fault"), "%u %31s %79s", &code, name, field), 3);
+            assert_int_equal(
+                sscanf(vector_line(vector, "fault"), "%u %31s %79s", &code, name, field), 3);
             if ((unsigned)err != code || strcmp(d.field, field) != 0)
                 fail_msg("%s: %u '%s' %s", vector->title, (unsigned)err, d.field, d.text);
             faults++;
@@ -90,8 +92,9 @@ static void every_vector_matches_what_it_says(void **state)
 
 static void look(struct sk_span packed, bool is_cut, void *arg)
 {
-    static const uint8_t payload[] = {0x83, 0xA1, 'a', 0x01, 0xA1, 'n', 0x93, 1, 0xC0, 0xCB, 0x40, 0, 0,
-                                      0,    0,    0,   0,    0,    0xA1, 'k', 0xA1, 'a'};
+    static const uint8_t payload[] = {0x83, 0xA1, 'a',  0x01, 0xA1, 'n', 0x93, 1,
+                                      0xC0, 0xCB, 0x40, 0,    0,    0,   0,    0,
+                                      0,    0,    0xA1, 'k',  0xA1, 'a'};
     struct sk_schema *schema = arg;
     struct sk_arena arena;
     struct sk_filter *filter;
@@ -147,7 +150,8 @@ static void conditions_are_counted(void **state)
             put_match(&packed, "a");
         sk_arena_init(&arena, 1 << 20);
         assert_int_equal(sk_filter_parse(&filter, &arena, sk_buffer_span(&packed), &d),
-                         count < SK_FILTER_NODES_MAX ? SK_ERR_OK : SK_ERR_TOO_LARGE); /* the group is one too */
+                         count < SK_FILTER_NODES_MAX ? SK_ERR_OK
+                                                     : SK_ERR_TOO_LARGE); /* the group is one too */
         sk_arena_deinit(&arena);
         sk_buffer_deinit(&packed);
     }

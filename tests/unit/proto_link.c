@@ -21,15 +21,25 @@ static struct sk_link_header sample(void)
     return header;
 }
 
-/* The bytes are fixed: a router and a worker of different releases meet on one node during an update. */
+/* The bytes are fixed: a router and a worker of different releases meet on one node during an
+ * update. */
 static void the_header_has_these_bytes(void **state)
 {
     (void)state;
     struct sk_link_header header = sample();
     uint8_t bytes[SK_LINK_HEADER_BYTES];
-    struct sk_span wanted = hex_bytes("534c4b31" "020f0401" "02010403" "100f0e0d" "0c0b0a0908070605" "14131211" "00000000"
-                                      "303132333435363738393a3b3c3d3e3f" "1c1b1a1918171615" "24232221201f1e1d"
-                                      "2c2b2a2928272625" "0000000000000000");
+    struct sk_span wanted = hex_bytes("534c4b31"
+                                      "020f0401"
+                                      "02010403"
+                                      "100f0e0d"
+                                      "0c0b0a0908070605"
+                                      "14131211"
+                                      "00000000"
+                                      "303132333435363738393a3b3c3d3e3f"
+                                      "1c1b1a1918171615"
+                                      "24232221201f1e1d"
+                                      "2c2b2a2928272625"
+                                      "0000000000000000");
     sk_link_header_encode(bytes, &header);
     assert_int_equal(wanted.size, sizeof bytes);
     assert_memory_equal(bytes, wanted.bytes, sizeof bytes);
@@ -63,7 +73,8 @@ static void a_message_is_read_back_and_its_wounds_are_survived(void **state)
     struct sk_span body;
     sk_link_header_encode(message, &header);
     memcpy(message + SK_LINK_HEADER_BYTES, "body", 4);
-    assert_int_equal(sk_link_decode(&again, &body, sk_span_of(message, sizeof message), NULL), SK_ERR_OK);
+    assert_int_equal(sk_link_decode(&again, &body, sk_span_of(message, sizeof message), NULL),
+                     SK_ERR_OK);
     assert_true(sk_span_is(body, "body"));
     uint8_t bytes[SK_LINK_HEADER_BYTES];
     sk_link_header_encode(bytes, &again);
@@ -78,8 +89,8 @@ static void another_magic_kind_or_role_is_refused(void **state)
         size_t at;
         uint8_t value;
         enum sk_err err;
-    } cases[] = {{0, 'X', SK_ERR_VERSION}, {4, 0, SK_ERR_INVALID},  {4, 7, SK_ERR_INVALID},
-                 {5, 16, SK_ERR_INVALID},  {6, 5, SK_ERR_INVALID},  {7, 2, SK_ERR_INVALID},
+    } cases[] = {{0, 'X', SK_ERR_VERSION}, {4, 0, SK_ERR_INVALID}, {4, 7, SK_ERR_INVALID},
+                 {5, 16, SK_ERR_INVALID},  {6, 5, SK_ERR_INVALID}, {7, 2, SK_ERR_INVALID},
                  {7, 0, SK_ERR_OK},        {28, 9, SK_ERR_OK} /* reserved: for a later release */};
     for (size_t i = 0; i < SK_COUNT_OF(cases); i++) {
         struct sk_link_header header = sample();
@@ -87,7 +98,8 @@ static void another_magic_kind_or_role_is_refused(void **state)
         struct sk_span body;
         sk_link_header_encode(bytes, &header);
         bytes[cases[i].at] = cases[i].value;
-        assert_int_equal(sk_link_decode(&header, &body, sk_span_of(bytes, sizeof bytes), NULL), cases[i].err);
+        assert_int_equal(sk_link_decode(&header, &body, sk_span_of(bytes, sizeof bytes), NULL),
+                         cases[i].err);
     }
 }
 

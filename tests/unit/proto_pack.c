@@ -66,9 +66,15 @@ static void numbers_of_every_width_are_read(void **state)
                  {"\xd3\x80\0\0\0\0\0\0\0", 9, "-9223372036854775808"},
                  {"\xca\xbf\x00\x00\x00", 5, "-0.5"},
                  {"\xcb\x3f\xb9\x99\x99\x99\x99\x99\x9a", 9, "0.1"},
-                 {"\xd9\x01" "a", 3, "\"a\""},
-                 {"\xda\x00\x01" "a", 4, "\"a\""},
-                 {"\xc5\x00\x01" "a", 4, "{\"$bin\":\"61\"}"},
+                 {"\xd9\x01"
+                  "a",
+                  3, "\"a\""},
+                 {"\xda\x00\x01"
+                  "a",
+                  4, "\"a\""},
+                 {"\xc5\x00\x01"
+                  "a",
+                  4, "{\"$bin\":\"61\"}"},
                  {"\xdc\x00\x01\x01", 4, "[1]"},
                  {"\xde\x00\x01\x01\x02", 5, "{1:2}"}};
     for (size_t i = 0; i < SK_COUNT_OF(cases); i++)
@@ -102,11 +108,13 @@ static void assert_same(struct sk_reader *from, const msgpack_object *wanted)
         break;
     case MSGPACK_OBJECT_STR:
         assert_int_equal(got.kind, SK_VALUE_TEXT);
-        assert_true(sk_span_equals(got.span, sk_span_of(wanted->via.str.ptr, wanted->via.str.size)));
+        assert_true(
+            sk_span_equals(got.span, sk_span_of(wanted->via.str.ptr, wanted->via.str.size)));
         break;
     case MSGPACK_OBJECT_BIN:
         assert_int_equal(got.kind, SK_VALUE_BIN);
-        assert_true(sk_span_equals(got.span, sk_span_of(wanted->via.bin.ptr, wanted->via.bin.size)));
+        assert_true(
+            sk_span_equals(got.span, sk_span_of(wanted->via.bin.ptr, wanted->via.bin.size)));
         break;
     case MSGPACK_OBJECT_ARRAY:
         assert_int_equal(got.kind, SK_VALUE_ARRAY);
@@ -137,7 +145,8 @@ static bool has_extension(const msgpack_object *object)
                 return true;
     if (object->type == MSGPACK_OBJECT_MAP)
         for (uint32_t i = 0; i < object->via.map.size; i++)
-            if (has_extension(&object->via.map.ptr[i].key) || has_extension(&object->via.map.ptr[i].val))
+            if (has_extension(&object->via.map.ptr[i].key) ||
+                has_extension(&object->via.map.ptr[i].val))
                 return true;
     return false;
 }
@@ -146,8 +155,9 @@ static struct {
     unsigned both, neither;
 } seen;
 
-/* Both readers take it and see the same, or ours refuses what msgpack-c refuses or what is an extension.
- * msgpack-c is asked only about what ours takes whole or what is short, because of its mallocs. */
+/* Both readers take it and see the same, or ours refuses what msgpack-c refuses or what is an
+ * extension. msgpack-c is asked only about what ours takes whole or what is short, because of its
+ * mallocs. */
 static void compare_with_msgpack_c(struct sk_span bytes, bool is_cut, void *arg)
 {
     (void)is_cut;
@@ -169,7 +179,8 @@ static void compare_with_msgpack_c(struct sk_span bytes, bool is_cut, void *arg)
     msgpack_unpacked_init(&unpacked);
     msgpack_unpack_return rc =
         msgpack_unpack_next(&unpacked, (const char *)bytes.bytes, bytes.size, &offset);
-    bool is_whole = (rc == MSGPACK_UNPACK_SUCCESS || rc == MSGPACK_UNPACK_EXTRA_BYTES) && offset == bytes.size;
+    bool is_whole =
+        (rc == MSGPACK_UNPACK_SUCCESS || rc == MSGPACK_UNPACK_EXTRA_BYTES) && offset == bytes.size;
     if (err == SK_ERR_OK) {
         assert_true(is_whole);
         from = sk_reader_of(bytes);
@@ -292,7 +303,8 @@ static void a_claim_is_compared_with_what_is_left_at_once(void **state)
 {
     (void)state;
     struct sk_value value;
-    struct sk_reader from = sk_reader_of(sk_span_of("\x82\xc0\xc0\xc0", 4)); /* two pairs are four values */
+    struct sk_reader from =
+        sk_reader_of(sk_span_of("\x82\xc0\xc0\xc0", 4)); /* two pairs are four values */
     assert_int_equal(sk_read(&from, &value, NULL), SK_ERR_INVALID);
     from = sk_reader_of(sk_span_of("\x94\xc0\xc0\xc0", 4));
     assert_int_equal(sk_read(&from, &value, NULL), SK_ERR_INVALID);
@@ -305,7 +317,10 @@ static void keys_are_text(void **state)
     (void)state;
     struct sk_diag d = {0};
     struct sk_span key;
-    struct sk_reader from = sk_reader_of(sk_span_of("\xa1" "a\xc4\x01" "a", 5));
+    struct sk_reader from = sk_reader_of(sk_span_of("\xa1"
+                                                    "a\xc4\x01"
+                                                    "a",
+                                                    5));
     assert_int_equal(sk_read_key(&from, &key, &d), SK_ERR_OK);
     assert_true(sk_span_is(key, "a"));
     assert_int_equal(sk_read_key(&from, &key, &d), SK_ERR_INVALID);

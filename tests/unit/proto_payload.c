@@ -21,11 +21,25 @@ static void datetimes_are_those_of_the_calendar(void **state)
                 {"2016-12-31T23:59:60Z", INT64_C(1483228800000000)},
                 {"0000-01-01", INT64_C(-62167219200000000)},
                 {"9999-12-31T23:59:59Z", INT64_C(253402300799000000)}};
-    static const char *const wrong[] = {"", "1970", "1970-1-1", "1970-13-01", "1970-00-01", "1970-01-00", "2026-02-29",
-                                        "2026-02-31T23:59:60Z", "1900-02-29", "2026-04-31", "1970-01-01T00:00:00",
-                                        "1970-01-01T24:00:00Z", "1970-01-01T00:60:00Z", "1970-01-01T00:00:61Z",
-                                        "1970-01-01T00:00:00.Z", "1970-01-01T00:00:00+24:00", "1970-01-01T00:00:00+0100",
-                                        "1970-01-01T00:00:00Zx", "1970-01-01x"};
+    static const char *const wrong[] = {"",
+                                        "1970",
+                                        "1970-1-1",
+                                        "1970-13-01",
+                                        "1970-00-01",
+                                        "1970-01-00",
+                                        "2026-02-29",
+                                        "2026-02-31T23:59:60Z",
+                                        "1900-02-29",
+                                        "2026-04-31",
+                                        "1970-01-01T00:00:00",
+                                        "1970-01-01T24:00:00Z",
+                                        "1970-01-01T00:60:00Z",
+                                        "1970-01-01T00:00:61Z",
+                                        "1970-01-01T00:00:00.Z",
+                                        "1970-01-01T00:00:00+24:00",
+                                        "1970-01-01T00:00:00+0100",
+                                        "1970-01-01T00:00:00Zx",
+                                        "1970-01-01x"};
     int64_t us;
     for (size_t i = 0; i < SK_COUNT_OF(good); i++) {
         assert_true(sk_datetime_parse(sk_span_text(good[i].text), &us));
@@ -42,7 +56,8 @@ static void datetimes_are_those_of_the_calendar(void **state)
         assert_non_null(gmtime_r(&seconds, &tm));
         if (tm.tm_year < -1900)
             continue;
-        (void)snprintf(text, sizeof text, "%04d-%02d-%02d", tm.tm_year + 1900, tm.tm_mon + 1, tm.tm_mday);
+        (void)snprintf(text, sizeof text, "%04d-%02d-%02d", tm.tm_year + 1900, tm.tm_mon + 1,
+                       tm.tm_mday);
         assert_true(sk_datetime_parse(sk_span_text(text), &us));
         assert_true(us == day * INT64_C(86400000000));
     }
@@ -115,14 +130,22 @@ static void form_is_checked(void **state)
         size_t size;
         enum sk_err err;
     } cases[] = {{"\x80", 1, SK_ERR_OK},
-                 {"\x90", 1, SK_ERR_INVALID},                         /* not a map */
-                 {"\x80\xc0", 2, SK_ERR_INVALID},                     /* bytes after it */
-                 {"\x81\x01\x01", 3, SK_ERR_INVALID},                 /* a key that is a number */
-                 {"\x81\xa1\xff\x01", 4, SK_ERR_INVALID},             /* ... that is not UTF-8 */
-                 {"\x81\xa1" "a\xa1\xff", 5, SK_ERR_INVALID},         /* a text that is not UTF-8 */
-                 {"\x81\xa1" "a\xca\x7f\x80\x00\x00", 8, SK_ERR_INVALID}, /* infinity */
-                 {"\x81\xa1" "a\xd4\x01\x00", 6, SK_ERR_INVALID},     /* an extension */
-                 {"\x81\xa1" "a\xc4\x02\xff\xfe", 7, SK_ERR_OK}};     /* bin is anything */
+                 {"\x90", 1, SK_ERR_INVALID},             /* not a map */
+                 {"\x80\xc0", 2, SK_ERR_INVALID},         /* bytes after it */
+                 {"\x81\x01\x01", 3, SK_ERR_INVALID},     /* a key that is a number */
+                 {"\x81\xa1\xff\x01", 4, SK_ERR_INVALID}, /* ... that is not UTF-8 */
+                 {"\x81\xa1"
+                  "a\xa1\xff",
+                  5, SK_ERR_INVALID}, /* a text that is not UTF-8 */
+                 {"\x81\xa1"
+                  "a\xca\x7f\x80\x00\x00",
+                  8, SK_ERR_INVALID}, /* infinity */
+                 {"\x81\xa1"
+                  "a\xd4\x01\x00",
+                  6, SK_ERR_INVALID}, /* an extension */
+                 {"\x81\xa1"
+                  "a\xc4\x02\xff\xfe",
+                  7, SK_ERR_OK}}; /* bin is anything */
     for (size_t i = 0; i < SK_COUNT_OF(cases); i++) {
         struct sk_span exact = exact_copy(sk_span_of(cases[i].bytes, cases[i].size), cases[i].size);
         if (sk_payload_check(exact, NULL) != cases[i].err)
@@ -155,12 +178,52 @@ static void a_declared_field_wants_its_kind(void **state)
         const char *wrong[3];
         size_t wrong_size[3];
     } cases[] = {
-        {SK_PAYLOAD_KEYWORD, {"\xa1" "a", "\x92\xa1" "a\xa1" "b", "\xc0", "\x90"}, {2, 5, 1, 1}, {"\x01", "\xc3", "\x91\x01"}, {1, 1, 2}},
-        {SK_PAYLOAD_INTEGER, {"\x05", "\xff", "\x91\x01", "\xc0"}, {1, 1, 2, 1}, {"\xa1" "1", "\xca\x3f\x80\x00\x00", "\xcf\xff\xff\xff\xff\xff\xff\xff\xff"}, {2, 5, 9}},
-        {SK_PAYLOAD_FLOAT, {"\x05", "\xca\x3f\x80\x00\x00", "\x91\x01", "\xc0"}, {1, 5, 2, 1}, {"\xa1" "1", "\xc2", "\x80"}, {2, 1, 1}},
-        {SK_PAYLOAD_BOOL, {"\xc2", "\xc3", "\x91\xc3", "\xc0"}, {1, 1, 2, 1}, {"\x01", "\xa1" "t", "\x80"}, {1, 2, 1}},
-        {SK_PAYLOAD_DATETIME, {"\xaa" "2026-11-23", "\x05", "\xff", "\xc0"}, {11, 1, 1, 1}, {"\xa3" "now", "\xc3", "\xca\x3f\x80\x00\x00"}, {4, 1, 5}},
-        {SK_PAYLOAD_GEO, {"\x82\xa3lat\x01\xa3lon\x02", "\x90", "\xc0", "\x91\xc0"}, {11, 1, 1, 2}, {"\x81\xa3lat\x01", "\x82\xa3lat\x5b\xa3lon\x02", "\x01"}, {6, 11, 1}},
+        {SK_PAYLOAD_KEYWORD,
+         {"\xa1"
+          "a",
+          "\x92\xa1"
+          "a\xa1"
+          "b",
+          "\xc0", "\x90"},
+         {2, 5, 1, 1},
+         {"\x01", "\xc3", "\x91\x01"},
+         {1, 1, 2}},
+        {SK_PAYLOAD_INTEGER,
+         {"\x05", "\xff", "\x91\x01", "\xc0"},
+         {1, 1, 2, 1},
+         {"\xa1"
+          "1",
+          "\xca\x3f\x80\x00\x00", "\xcf\xff\xff\xff\xff\xff\xff\xff\xff"},
+         {2, 5, 9}},
+        {SK_PAYLOAD_FLOAT,
+         {"\x05", "\xca\x3f\x80\x00\x00", "\x91\x01", "\xc0"},
+         {1, 5, 2, 1},
+         {"\xa1"
+          "1",
+          "\xc2", "\x80"},
+         {2, 1, 1}},
+        {SK_PAYLOAD_BOOL,
+         {"\xc2", "\xc3", "\x91\xc3", "\xc0"},
+         {1, 1, 2, 1},
+         {"\x01",
+          "\xa1"
+          "t",
+          "\x80"},
+         {1, 2, 1}},
+        {SK_PAYLOAD_DATETIME,
+         {"\xaa"
+          "2026-11-23",
+          "\x05", "\xff", "\xc0"},
+         {11, 1, 1, 1},
+         {"\xa3"
+          "now",
+          "\xc3", "\xca\x3f\x80\x00\x00"},
+         {4, 1, 5}},
+        {SK_PAYLOAD_GEO,
+         {"\x82\xa3lat\x01\xa3lon\x02", "\x90", "\xc0", "\x91\xc0"},
+         {11, 1, 1, 2},
+         {"\x81\xa3lat\x01", "\x82\xa3lat\x5b\xa3lon\x02", "\x01"},
+         {6, 11, 1}},
     };
     struct sk_schema schema = {.field_count = 1, .fields = {{.name = "f", .id = 1}}};
     for (size_t i = 0; i < SK_COUNT_OF(cases); i++) {
@@ -171,8 +234,9 @@ static void a_declared_field_wants_its_kind(void **state)
             struct sk_diag d = {0};
             sk_put_map(&to, 1);
             sk_put_text(&to, "f");
-            sk_put_raw(&to, is_good ? sk_span_of(cases[i].good[k], cases[i].good_size[k])
-                                    : sk_span_of(cases[i].wrong[k - 4], cases[i].wrong_size[k - 4]));
+            sk_put_raw(&to, is_good
+                                ? sk_span_of(cases[i].good[k], cases[i].good_size[k])
+                                : sk_span_of(cases[i].wrong[k - 4], cases[i].wrong_size[k - 4]));
             enum sk_err err = sk_payload_check_types(&schema, sk_buffer_span(&to), &d);
             if (err != (is_good ? SK_ERR_OK : SK_ERR_INVALID))
                 fail_msg("%s, case %zu: %s", sk_payload_kind_name(cases[i].kind), k, d.text);
@@ -226,7 +290,13 @@ static void merge_puts_in_and_nil_takes_out(void **state)
     sk_buffer_clear(&to);
     sk_payload_merge(&to, (struct sk_span){0}, sk_buffer_span(&change));
     assert_shows(sk_buffer_span(&to), "{\"c\":2,\"d\":3}");
-    struct sk_list names = {.members = sk_span_of("\xa1" "d\xa1" "x\xa1" "c", 6), .count = 3, .is_present = true};
+    struct sk_list names = {.members = sk_span_of("\xa1"
+                                                  "d\xa1"
+                                                  "x\xa1"
+                                                  "c",
+                                                  6),
+                            .count = 3,
+                            .is_present = true};
     struct sk_buffer chosen = {0};
     sk_payload_select(&chosen, sk_buffer_span(&to), &names);
     assert_shows(sk_buffer_span(&chosen), "{\"d\":3,\"c\":2}");
@@ -242,7 +312,8 @@ static void merge_puts_in_and_nil_takes_out(void **state)
 static void distances_are_those_of_the_globe(void **state)
 {
     (void)state;
-    assert_true(fabs(sk_geo_distance_m(60.1699, 24.9384, 59.4370, 24.7536) - 82160) < 200); /* Helsinki-Tallinn */
+    assert_true(fabs(sk_geo_distance_m(60.1699, 24.9384, 59.4370, 24.7536) - 82160) <
+                200); /* Helsinki-Tallinn */
     assert_true(fabs(sk_geo_distance_m(0, 179.5, 0, -179.5) - 111195) < 10);
     assert_true(fabs(sk_geo_distance_m(90, 0, -90, 0) - 20015115) < 100);
     assert_true(sk_geo_distance_m(1, 2, 1, 2) == 0);
@@ -268,7 +339,8 @@ static void every_cut_is_refused_and_every_changed_byte_is_survived(void **state
 {
     (void)state;
     struct sk_schema schema = {.field_count = 2,
-                               .fields = {{.name = "a.b", .kind = SK_PAYLOAD_GEO}, {.name = "t", .kind = SK_PAYLOAD_DATETIME}}};
+                               .fields = {{.name = "a.b", .kind = SK_PAYLOAD_GEO},
+                                          {.name = "t", .kind = SK_PAYLOAD_DATETIME}}};
     struct sk_buffer to = {0};
     sk_put_map(&to, 3);
     sk_put_text(&to, "a");

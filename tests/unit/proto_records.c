@@ -93,7 +93,8 @@ static const char *rows_text(const struct sk_schema *schema)
             used += (size_t)snprintf(text + used, sizeof text - used, " [");
             assert_true(sk_vector_view_copy(&row.vectors[f], scratch));
             for (uint32_t i = 0; i < row.vectors[f].dim; i++)
-                used += (size_t)snprintf(text + used, sizeof text - used, "%s%g", i > 0 ? "," : "", (double)scratch[i]);
+                used += (size_t)snprintf(text + used, sizeof text - used, "%s%g", i > 0 ? "," : "",
+                                         (double)scratch[i]);
             used += (size_t)snprintf(text + used, sizeof text - used, "]");
         }
         used += (size_t)snprintf(text + used, sizeof text - used, " %zu", row.payload.size);
@@ -115,7 +116,9 @@ static void columns_come_out_row_by_row(void **state)
     sk_put_text(&frame, "vectors");
     put_floats(4, 1);
     sk_put_text(&frame, "payloads");
-    sk_put_raw(&frame, sk_span_of("\x92\x81\xa1" "a\x01\xc0", 6));
+    sk_put_raw(&frame, sk_span_of("\x92\x81\xa1"
+                                  "a\x01\xc0",
+                                  6));
     sk_put_text(&frame, "ttl_s");
     sk_put_raw(&frame, sk_span_of("\x92\xc0\x05", 3));
     assert_string_equal(rows_text(&one), "0 [1,2] 4; 1 [3,4] 0 5s; ");
@@ -170,7 +173,8 @@ static void upsert_of(const char *key, const char *bytes, size_t size)
 static void wrong_columns_name_the_row_and_the_field(void **state)
 {
     (void)state;
-    struct sk_schema schema = schema_of(1, 2, SK_SCHEMA_COSINE), two = schema_of(2, 2, SK_SCHEMA_L2);
+    struct sk_schema schema = schema_of(1, 2, SK_SCHEMA_COSINE),
+                     two = schema_of(2, 2, SK_SCHEMA_L2);
     struct sk_diag d;
     static const struct {
         const char *bytes;
@@ -178,14 +182,16 @@ static void wrong_columns_name_the_row_and_the_field(void **state)
         enum sk_err err;
         const char *text;
     } cases[] = {
-        {"\xc4\x0c\x01\x02\x03\x04\x01\x02\x03\x04\x01\x02\x03\x04", 14, SK_ERR_INVALID, "12 bytes"},
+        {"\xc4\x0c\x01\x02\x03\x04\x01\x02\x03\x04\x01\x02\x03\x04", 14, SK_ERR_INVALID,
+         "12 bytes"},
         {"\xc4\x08\x01\x02\x03\x04\x01\x02\x03\x04", 10, SK_ERR_DIM_MISMATCH, "want 16"},
         {"\x91\x92\x01\x02", 4, SK_ERR_INVALID, "1 vectors for 2 ids"},
         {"\x92\x92\x01\x02\x93\x01\x02\x03", 8, SK_ERR_DIM_MISMATCH, "row 1"},
         {"\x92\x92\x01\x02\x92\x01\xc0", 7, SK_ERR_INVALID, "row 1"},
         {"\x92\x92\x01\x02\x92\x00\x00", 7, SK_ERR_INVALID, "all zeros"},
         {"\x92\x92\x01\x02\x92\x01\xca\x7f\xc0\x00\x00", 11, SK_ERR_INVALID, "NaN"},
-        {"\x92\x92\x01\x02\x92\x01\xcb\x7f\xe0\x00\x00\x00\x00\x00\x00", 15, SK_ERR_INVALID, "infinity"}, /* 9e307 */
+        {"\x92\x92\x01\x02\x92\x01\xcb\x7f\xe0\x00\x00\x00\x00\x00\x00", 15, SK_ERR_INVALID,
+         "infinity"}, /* 9e307 */
         {"\x92\x92\x01\x02\xc4\x03\x01\x02\x03", 9, SK_ERR_INVALID, "float32"},
         {"\x92\x92\x01\x02\x05", 5, SK_ERR_INVALID, "row 1"},
         {"\x81\xa1x\x92\x92\x01\x02\x92\x01\x02", 10, SK_ERR_NOT_FOUND, "without a name"},
@@ -194,7 +200,8 @@ static void wrong_columns_name_the_row_and_the_field(void **state)
     for (size_t i = 0; i < SK_COUNT_OF(cases); i++) {
         upsert_of("vectors", cases[i].bytes, cases[i].size);
         enum sk_err err = check(&schema, &d);
-        if (err != cases[i].err || strstr(d.text, cases[i].text) == NULL || strcmp(d.field, "vectors") != 0)
+        if (err != cases[i].err || strstr(d.text, cases[i].text) == NULL ||
+            strcmp(d.field, "vectors") != 0)
             fail_msg("case %zu: %s '%s' %s", i, sk_err_name(err), d.field, d.text);
     }
     upsert_of("vectors", "\x92\x92\x01\x02\x92\x01\x02", 7);
@@ -204,7 +211,8 @@ static void wrong_columns_name_the_row_and_the_field(void **state)
     upsert_of("vectors", "\x81\xa2v0\x92\x92\x01\x02\x92\x01\x02", 11);
     assert_int_equal(check(&two, &d), SK_ERR_INVALID); /* v1 is missing */
     assert_non_null(strstr(d.text, "v1"));
-    upsert_of("vectors", "\x82\xa2v0\x92\x92\x01\x02\x92\x01\x02\xa2v0\x92\x92\x01\x02\x92\x01\x02", 21);
+    upsert_of("vectors", "\x82\xa2v0\x92\x92\x01\x02\x92\x01\x02\xa2v0\x92\x92\x01\x02\x92\x01\x02",
+              21);
     assert_int_equal(check(&two, &d), SK_ERR_INVALID);
     assert_non_null(strstr(d.text, "given twice"));
     upsert_of("ttl_s", "\x91\x01", 2);
@@ -220,7 +228,8 @@ static void wrong_columns_name_the_row_and_the_field(void **state)
     assert_string_equal(d.field, "vectors");
 }
 
-static enum sk_err check_record(const struct sk_schema *schema, const char *bytes, size_t size, struct sk_diag *d)
+static enum sk_err check_record(const struct sk_schema *schema, const char *bytes, size_t size,
+                                struct sk_diag *d)
 {
     begin("upsert", 1);
     sk_put_text(&frame, "records");
@@ -250,7 +259,8 @@ static void wrong_records_name_the_row_and_the_field(void **state)
         {"\x82\xa2id\x01\xa2id\x01", 9, SK_ERR_INVALID, "given twice", "records"},
         {"\x82\xa2id\x01\xa3vec\x92\x01\x02", 12, SK_ERR_UNKNOWN_FIELD, "'vec'", "records"},
         {"\x82\xa2id\x01\x05\x01", 7, SK_ERR_INVALID, "row 1", "records"},
-        {"\x83\xa2id\x01\xa6vector\x92\x01\x02\xa7payload\x81\xa1n\xa1x", 28, SK_ERR_INVALID, "records row 1", "n"},
+        {"\x83\xa2id\x01\xa6vector\x92\x01\x02\xa7payload\x81\xa1n\xa1x", 28, SK_ERR_INVALID,
+         "records row 1", "n"},
         {"\x83\xa2id\x01\xa6vector\x92\x01\x02\xa7payload\x81\xa1n\x07", 27, SK_ERR_OK, "", ""},
         {"\x83\xa2id\x01\xa6vector\x92\x01\x02\xa3ttl\x00", 20, SK_ERR_INVALID, "ttl_s", "records"},
         {"\x82\xa2id\x01\xa6vector\x81\xa1x\x92\x01\x02", 18, SK_ERR_NOT_FOUND, "row 1", "records"},
@@ -258,19 +268,22 @@ static void wrong_records_name_the_row_and_the_field(void **state)
     };
     for (size_t i = 0; i < SK_COUNT_OF(cases); i++) {
         enum sk_err err = check_record(&schema, cases[i].bytes, cases[i].size, &d);
-        if (err != cases[i].err || strstr(d.text, cases[i].text) == NULL || strcmp(d.field, cases[i].field) != 0)
+        if (err != cases[i].err || strstr(d.text, cases[i].text) == NULL ||
+            strcmp(d.field, cases[i].field) != 0)
             fail_msg("case %zu: %s '%s' %s", i, sk_err_name(err), d.field, d.text);
     }
     struct sk_schema two = schema_of(2, 2, SK_SCHEMA_L2);
     begin("upsert", 1);
     sk_put_text(&frame, "records");
     sk_put_array(&frame, 1);
-    sk_put_raw(&frame, sk_span_of("\x82\xa2id\x01\xa6vector\x82\xa2v0\x92\x01\x02\xa2v0\x92\x01\x02", 25));
+    sk_put_raw(&frame,
+               sk_span_of("\x82\xa2id\x01\xa6vector\x82\xa2v0\x92\x01\x02\xa2v0\x92\x01\x02", 25));
     assert_int_equal(check(&two, &d), SK_ERR_INVALID);
     assert_non_null(strstr(d.text, "'v0' is given twice"));
 }
 
-static uint32_t queries_of(const char *key, const char *bytes, size_t size, uint32_t dim, enum sk_err *err, struct sk_diag *d)
+static uint32_t queries_of(const char *key, const char *bytes, size_t size, uint32_t dim,
+                           enum sk_err *err, struct sk_diag *d)
 {
     struct sk_queries queries;
     uint32_t count = 0;
@@ -284,7 +297,8 @@ static uint32_t queries_of(const char *key, const char *bytes, size_t size, uint
         count += *err == SK_ERR_OK;
     }
     if (*err == SK_ERR_OK)
-        assert_int_equal(sk_queries_next(&queries, SK_SCHEMA_COSINE, scratch, NULL), SK_ERR_NOT_FOUND);
+        assert_int_equal(sk_queries_next(&queries, SK_SCHEMA_COSINE, scratch, NULL),
+                         SK_ERR_NOT_FOUND);
     return count;
 }
 
@@ -297,8 +311,10 @@ static void queries_are_read_in_every_form(void **state)
     assert_true(scratch[0] == 1.0F && scratch[1] == 2.0F);
     assert_int_equal(queries_of("vector", "\xc4\x04\x00\x00\x00\x3f", 6, 1, &err, &d), 1);
     assert_true(scratch[0] == 0.5F);
-    assert_int_equal(queries_of("vectors", "\xc4\x08\x00\x00\x00\x3f\x00\x00\x00\x3f", 10, 1, &err, &d), 2);
-    assert_int_equal(queries_of("vectors", "\x92\x91\x01\xc4\x04\x00\x00\x00\x3f", 9, 1, &err, &d), 2);
+    assert_int_equal(
+        queries_of("vectors", "\xc4\x08\x00\x00\x00\x3f\x00\x00\x00\x3f", 10, 1, &err, &d), 2);
+    assert_int_equal(queries_of("vectors", "\x92\x91\x01\xc4\x04\x00\x00\x00\x3f", 9, 1, &err, &d),
+                     2);
     static const struct {
         const char *key, *bytes;
         size_t size;

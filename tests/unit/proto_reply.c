@@ -28,7 +28,8 @@ static void every_vector_says_what_it_says(void **state)
         if (says != NULL && !reply.is_ok) { /* written again it has the same bytes */
             struct sk_diag told = {.code = reply.code};
             struct sk_buffer again = {0};
-            memcpy(told.field, reply.error_field.size > 0 ? reply.error_field.bytes : (const uint8_t *)"",
+            memcpy(told.field,
+                   reply.error_field.size > 0 ? reply.error_field.bytes : (const uint8_t *)"",
                    reply.error_field.size);
             memcpy(told.text, reply.error_message.bytes, reply.error_message.size);
             assert_int_equal(reply.is_retriable, sk_err_retriable(reply.code));
@@ -103,7 +104,10 @@ static void error_texts_are_utf8_whatever_they_quote(void **state)
     struct sk_buffer to = {0};
     struct sk_reply reply;
     struct sk_diag d = {0};
-    (void)sk_fail_field(&d, SK_ERR_UNKNOWN_FIELD, "a\xff" "b", "no field '%s'", "h\xc3\xa9\xe2\x82\xf0\x9f\x90\x8b\x80");
+    (void)sk_fail_field(&d, SK_ERR_UNKNOWN_FIELD,
+                        "a\xff"
+                        "b",
+                        "no field '%s'", "h\xc3\xa9\xe2\x82\xf0\x9f\x90\x8b\x80");
     sk_reply_error(&to, &(struct sk_request_id){0}, d.code, &d);
     assert_int_equal(sk_reply_decode(&reply, sk_buffer_span(&to), NULL), SK_ERR_OK);
     assert_true(sk_span_is(reply.error_field, "a?b"));

@@ -15,7 +15,8 @@ void *__wrap_calloc(size_t count, size_t size)
 }
 
 /* A request of one text of msgpack for each field, borrowed. */
-static struct sk_request request_of(const char *vectors, size_t vectors_size, const char *payload, size_t payload_size)
+static struct sk_request request_of(const char *vectors, size_t vectors_size, const char *payload,
+                                    size_t payload_size)
 {
     struct sk_request request = {.op = SK_OP_CREATE_COLLECTION, .collection = sk_span_text("docs")};
     request.vector_schema = sk_span_of(vectors, vectors_size);
@@ -28,13 +29,18 @@ static struct sk_request request_of(const char *vectors, size_t vectors_size, co
 }
 
 #define CREATE(out, text, d)                                                                       \
-    sk_schema_from_request(out, &(struct sk_request[]){request_of(text, sizeof(text) - 1, NULL, 0)}[0], d)
+    sk_schema_from_request(                                                                        \
+        out, &(struct sk_request[]){request_of(text, sizeof(text) - 1, NULL, 0)}[0], d)
 
 static void defaults_and_aliases_of_a_vector_field(void **state)
 {
     (void)state;
     struct sk_schema schema;
-    assert_int_equal(CREATE(&schema, "\x81\xa3" "dim\x04", NULL), SK_ERR_OK);
+    assert_int_equal(CREATE(&schema,
+                            "\x81\xa3"
+                            "dim\x04",
+                            NULL),
+                     SK_ERR_OK);
     assert_int_equal(schema.vectors[0].metric, SK_SCHEMA_COSINE);
     assert_int_equal(schema.vectors[0].index, SK_SCHEMA_HNSW);
     assert_int_equal(schema.vectors[0].m, 16);
@@ -43,8 +49,9 @@ static void defaults_and_aliases_of_a_vector_field(void **state)
     static const struct {
         const char *name;
         enum sk_schema_metric metric;
-    } metrics[] = {{"l2", SK_SCHEMA_L2},         {"Euclid", SK_SCHEMA_L2}, {"euclidean", SK_SCHEMA_L2},
-                   {"ip", SK_SCHEMA_IP},         {"Dot", SK_SCHEMA_IP},    {"dot", SK_SCHEMA_IP},
+    } metrics[] = {{"l2", SK_SCHEMA_L2},         {"Euclid", SK_SCHEMA_L2},
+                   {"euclidean", SK_SCHEMA_L2},  {"ip", SK_SCHEMA_IP},
+                   {"Dot", SK_SCHEMA_IP},        {"dot", SK_SCHEMA_IP},
                    {"cosine", SK_SCHEMA_COSINE}, {"COSINE", SK_SCHEMA_COSINE}};
     for (size_t i = 0; i < SK_COUNT_OF(metrics); i++) {
         struct sk_buffer to = {0};
@@ -73,20 +80,54 @@ static void what_is_wrong_with_a_vector_field_is_named(void **state)
         {"\x01", 1, SK_ERR_INVALID, "vectors"},
         {"\x80", 1, SK_ERR_INVALID, "vectors"},
         {"\x81\x01\x01", 3, SK_ERR_INVALID, ""},
-        {"\x81\xa3" "dim\x00", 6, SK_ERR_INVALID, "dim"},
-        {"\x81\xa3" "dim\xcd\x20\x01", 8, SK_ERR_TOO_LARGE, "dim"},
-        {"\x82\xa3" "dim\x01\xa4" "size\x01", 12, SK_ERR_INVALID, "vectors"},
-        {"\x82\xa3" "dim\x01\xa6metric\xa2xx", 16, SK_ERR_INVALID, "metric"},
+        {"\x81\xa3"
+         "dim\x00",
+         6, SK_ERR_INVALID, "dim"},
+        {"\x81\xa3"
+         "dim\xcd\x20\x01",
+         8, SK_ERR_TOO_LARGE, "dim"},
+        {"\x82\xa3"
+         "dim\x01\xa4"
+         "size\x01",
+         12, SK_ERR_INVALID, "vectors"},
+        {"\x82\xa3"
+         "dim\x01\xa6metric\xa2xx",
+         16, SK_ERR_INVALID, "metric"},
         {"\x81\xa6metric\xa2l2", 11, SK_ERR_INVALID, "dim"},
-        {"\x82\xa3" "dim\x01\xa5index\xa3ivf", 16, SK_ERR_INVALID, "index"},
-        {"\x82\xa3" "dim\x01\xa5index\x81\xa1m\x03", 16, SK_ERR_INVALID, "m"},
-        {"\x82\xa3" "dim\x01\xa5index\x81\xa1m\x41", 16, SK_ERR_TOO_LARGE, "m"},
-        {"\x82\xa3" "dim\x01\xa5index\x82\xa1m\x08\xa1M\x08", 19, SK_ERR_INVALID, "index"},
-        {"\x82\xa3" "dim\x01\xa5index\x81\xa5nlist\x08", 20, SK_ERR_UNKNOWN_FIELD, "index"},
-        {"\x81\xa1" "a\x81\xa4" "dims\x01", 10, SK_ERR_UNKNOWN_FIELD, "vectors"},
-        {"\x82\xa1" "a\x81\xa3" "dim\x01\xa1" "a\x81\xa3" "dim\x01", 17, SK_ERR_INVALID, "vectors"},
-        {"\x82\xa1" "a\x81\xa3" "dim\x01\xa6metric\x81\xa3" "dim\x01", 22, SK_ERR_INVALID, "vectors"},
-        {"\x81\xa3" "a/b\x81\xa3" "dim\x01", 11, SK_ERR_INVALID, "vectors"},
+        {"\x82\xa3"
+         "dim\x01\xa5index\xa3ivf",
+         16, SK_ERR_INVALID, "index"},
+        {"\x82\xa3"
+         "dim\x01\xa5index\x81\xa1m\x03",
+         16, SK_ERR_INVALID, "m"},
+        {"\x82\xa3"
+         "dim\x01\xa5index\x81\xa1m\x41",
+         16, SK_ERR_TOO_LARGE, "m"},
+        {"\x82\xa3"
+         "dim\x01\xa5index\x82\xa1m\x08\xa1M\x08",
+         19, SK_ERR_INVALID, "index"},
+        {"\x82\xa3"
+         "dim\x01\xa5index\x81\xa5nlist\x08",
+         20, SK_ERR_UNKNOWN_FIELD, "index"},
+        {"\x81\xa1"
+         "a\x81\xa4"
+         "dims\x01",
+         10, SK_ERR_UNKNOWN_FIELD, "vectors"},
+        {"\x82\xa1"
+         "a\x81\xa3"
+         "dim\x01\xa1"
+         "a\x81\xa3"
+         "dim\x01",
+         17, SK_ERR_INVALID, "vectors"},
+        {"\x82\xa1"
+         "a\x81\xa3"
+         "dim\x01\xa6metric\x81\xa3"
+         "dim\x01",
+         22, SK_ERR_INVALID, "vectors"},
+        {"\x81\xa3"
+         "a/b\x81\xa3"
+         "dim\x01",
+         11, SK_ERR_INVALID, "vectors"},
     };
     for (size_t i = 0; i < SK_COUNT_OF(cases); i++) {
         struct sk_schema schema;
@@ -126,7 +167,8 @@ static void sample(struct sk_schema *schema)
     sk_put_text(&payload, "keyword");
     sk_put_text(&payload, "where.place");
     sk_put_text(&payload, "geo");
-    struct sk_request request = request_of((const char *)vectors.bytes, vectors.size, (const char *)payload.bytes, payload.size);
+    struct sk_request request = request_of((const char *)vectors.bytes, vectors.size,
+                                           (const char *)payload.bytes, payload.size);
     request.shards = 3;
     request.present |= UINT64_C(1) << SK_FIELD_shards;
     assert_int_equal(sk_schema_from_request(schema, &request, NULL), SK_ERR_OK);
@@ -153,8 +195,10 @@ static void a_schema_is_stored_described_and_read_back(void **state)
     sk_put_map(&described, 2);
     sk_schema_describe(&described, &schema);
     assert_shows(sk_buffer_span(&described),
-                 "{\"vectors\":{\"text\":{\"dim\":384,\"metric\":\"ip\",\"index\":{\"type\":\"hnsw\",\"m\":24,"
-                 "\"ef_construction\":300}},\"image\":{\"dim\":8,\"metric\":\"cosine\",\"index\":{\"type\":\"flat\"}}},"
+                 "{\"vectors\":{\"text\":{\"dim\":384,\"metric\":\"ip\",\"index\":{\"type\":"
+                 "\"hnsw\",\"m\":24,"
+                 "\"ef_construction\":300}},\"image\":{\"dim\":8,\"metric\":\"cosine\",\"index\":{"
+                 "\"type\":\"flat\"}}},"
                  "\"payload\":{\"lexname\":\"keyword\",\"where.place\":\"geo\"}}");
     sk_buffer_deinit(&stored);
     sk_buffer_deinit(&described);
@@ -187,7 +231,8 @@ static void hostile_stored_schemas_are_survived(void **state)
     sample(&schema);
     sk_schema_encode(&stored, &schema);
     for_every_wound(sk_buffer_span(&stored), look, NULL);
-    (void)snprintf(schema.fields[1].name, sizeof schema.fields[1].name, "lexname"); /* given twice */
+    (void)snprintf(schema.fields[1].name, sizeof schema.fields[1].name,
+                   "lexname"); /* given twice */
     sk_buffer_clear(&stored);
     sk_schema_encode(&stored, &schema);
     struct sk_schema again;
@@ -196,7 +241,8 @@ static void hostile_stored_schemas_are_survived(void **state)
     sk_buffer_deinit(&stored);
 }
 
-static enum sk_err alter(struct sk_schema *schema, enum sk_field field, const char *bytes, size_t size, struct sk_diag *d)
+static enum sk_err alter(struct sk_schema *schema, enum sk_field field, const char *bytes,
+                         size_t size, struct sk_diag *d)
 {
     struct sk_request request = {.op = SK_OP_ALTER_COLLECTION, .present = UINT64_C(1) << field};
     request.payload_schema = request.index_schema = sk_span_of(bytes, size);
@@ -209,15 +255,24 @@ static void altering_is_whole_or_nothing_and_twice_is_once(void **state)
     struct sk_schema schema, before;
     struct sk_diag d = {0};
     sample(&schema);
-    assert_int_equal(alter(&schema, SK_FIELD_payload_schema, "\x82\xa7lexname\xc0\xa1n\xa7integer", 20, &d), SK_ERR_OK);
+    assert_int_equal(
+        alter(&schema, SK_FIELD_payload_schema, "\x82\xa7lexname\xc0\xa1n\xa7integer", 20, &d),
+        SK_ERR_OK);
     assert_int_equal(schema.version, 2);
     assert_int_equal(schema.field_count, 2);
     assert_int_equal(schema.fields[1].id, 3); /* an id is never used again */
     before = schema;
-    assert_int_equal(alter(&schema, SK_FIELD_payload_schema, "\x81\xa1n\xa7integer", 11, &d), SK_ERR_OK);
+    assert_int_equal(alter(&schema, SK_FIELD_payload_schema, "\x81\xa1n\xa7integer", 11, &d),
+                     SK_ERR_OK);
     assert_memory_equal(&schema, &before, sizeof schema);
-    assert_int_equal(alter(&schema, SK_FIELD_payload_schema, "\x82\xa1z\xa4" "bool\xa1n\xa5" "float", 16, &d), SK_ERR_EXISTS);
-    assert_int_equal(alter(&schema, SK_FIELD_payload_schema, "\x81\xa7lexname\xc0", 10, &d), SK_ERR_NOT_FOUND);
+    assert_int_equal(alter(&schema, SK_FIELD_payload_schema,
+                           "\x82\xa1z\xa4"
+                           "bool\xa1n\xa5"
+                           "float",
+                           16, &d),
+                     SK_ERR_EXISTS);
+    assert_int_equal(alter(&schema, SK_FIELD_payload_schema, "\x81\xa7lexname\xc0", 10, &d),
+                     SK_ERR_NOT_FOUND);
     assert_memory_equal(&schema, &before, sizeof schema);
 
     struct sk_buffer index = {0};
@@ -227,11 +282,15 @@ static void altering_is_whole_or_nothing_and_twice_is_once(void **state)
     sk_put_text(&index, "ef_construct");
     sk_put_u64(&index, 500);
     for (unsigned times = 0; times < 2; times++)
-        assert_int_equal(alter(&schema, SK_FIELD_index_schema, (const char *)index.bytes, index.size, &d), SK_ERR_OK);
+        assert_int_equal(
+            alter(&schema, SK_FIELD_index_schema, (const char *)index.bytes, index.size, &d),
+            SK_ERR_OK);
     assert_int_equal(schema.version, 3);
     assert_int_equal(schema.vectors[0].ef_construction, 500);
-    assert_int_equal(alter(&schema, SK_FIELD_index_schema, "\x81\xa4text\x81\xa1m\x08", 10, &d), SK_ERR_INVALID);
-    assert_int_equal(alter(&schema, SK_FIELD_index_schema, "\x81\xa4none\x80", 7, &d), SK_ERR_NOT_FOUND);
+    assert_int_equal(alter(&schema, SK_FIELD_index_schema, "\x81\xa4text\x81\xa1m\x08", 10, &d),
+                     SK_ERR_INVALID);
+    assert_int_equal(alter(&schema, SK_FIELD_index_schema, "\x81\xa4none\x80", 7, &d),
+                     SK_ERR_NOT_FOUND);
     assert_int_equal(alter(&schema, SK_FIELD_index_schema, "\xa4hnsw", 5, &d), SK_ERR_INVALID);
     sk_buffer_deinit(&index);
 }
@@ -256,7 +315,8 @@ static void a_vector_field_is_found_by_name(void **state)
 
 static void map_of(struct sk_map *map)
 {
-    *map = (struct sk_map){.version = 9, .node_id = UINT64_MAX, .collection_count = 2, .key_count = 1};
+    *map =
+        (struct sk_map){.version = 9, .node_id = UINT64_MAX, .collection_count = 2, .key_count = 1};
     map->collections = calloc(2, sizeof *map->collections);
     map->keys = calloc(1, sizeof *map->keys);
     assert_non_null(map->collections);
@@ -300,7 +360,8 @@ static void a_map_is_written_read_searched_and_survived(void **state)
     assert_memory_equal(&again.collections[1], &map.collections[1], sizeof map.collections[1]);
     assert_memory_equal(&again.keys[0], &map.keys[0], sizeof map.keys[0]);
     assert_non_null(sk_map_find_uuid(&again, map.collections[1].schema.uuid));
-    assert_int_equal(sk_map_collection_of(&again, sk_span_text("othr"), &found, &d), SK_ERR_NOT_FOUND);
+    assert_int_equal(sk_map_collection_of(&again, sk_span_text("othr"), &found, &d),
+                     SK_ERR_NOT_FOUND);
     assert_non_null(strstr(d.text, "'other'"));
     assert_string_equal(d.field, "collection");
     assert_int_equal(sk_map_collection_of(&again, sk_span_text("docs"), &found, &d), SK_ERR_OK);

@@ -72,8 +72,8 @@ static inline char *vector_line(const struct vector *self, const char *key)
     return NULL;
 }
 
-/* Exactly as many bytes as the text says, on the heap, so that a read past the end is seen. Stops at the
- * first character that is no hex digit. The caller frees. */
+/* Exactly as many bytes as the text says, on the heap, so that a read past the end is seen. Stops
+ * at the first character that is no hex digit. The caller frees. */
 static inline struct sk_span hex_bytes(const char *hex)
 {
     size_t size = strspn(hex, "0123456789abcdef") / 2;
@@ -123,7 +123,8 @@ static inline void show_text(struct sk_buffer *to, struct sk_span text)
         else if (point < 32 || point > 126)
             (void)snprintf(one, sizeof one, "\\u%04x", point);
         else
-            (void)snprintf(one, sizeof one, point == '"' || point == '\\' ? "\\%c" : "%c", (int)point);
+            (void)snprintf(one, sizeof one, point == '"' || point == '\\' ? "\\%c" : "%c",
+                           (int)point);
         show(to, one);
     }
     show(to, "\"");
@@ -221,10 +222,11 @@ static inline uint64_t test_seed(void)
     return seed != NULL ? strtoull(seed, NULL, 10) : 1;
 }
 
-/* Calls look() with every cut of frame and with every byte of it changed in several ways, each time in a
- * buffer of exactly that size. */
+/* Calls look() with every cut of frame and with every byte of it changed in several ways, each time
+ * in a buffer of exactly that size. */
 static inline void for_every_wound(struct sk_span frame,
-                                   void (*look)(struct sk_span wounded, bool is_cut, void *arg), void *arg)
+                                   void (*look)(struct sk_span wounded, bool is_cut, void *arg),
+                                   void *arg)
 {
     static const uint8_t values[] = {0x00, 0x7F, 0x80, 0x90, 0xC0, 0xC1, 0xDD, 0xDF, 0xFF};
     for (size_t size = 0; size < frame.size; size++) {
