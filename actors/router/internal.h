@@ -18,6 +18,7 @@ enum {
     WRITE_RESENDS_MAX = 8,
     REPLY_KEPT_BYTES = 256 * 1024,
     MAP_REQUEST = 1,         /* number of map_get on the keeper's link; never one of a request */
+    STOP_US = 2 * 1000 * 1000,
     UNDO_MS = 30 * 1000,     /* a failed restore has so long to take its collection away again */
     STATS_BYTES_MAX = 16 * 1024 * 1024,
     CODES = SK_ERR_INTERNAL + 1,
@@ -116,6 +117,7 @@ struct sk_router {
     uint64_t sequence;
     uint64_t number_next;
     uint64_t started_us;
+    uint64_t stop_by_us; /* UINT64_MAX: nobody asked to stop */
     struct sk_map map;
     bool is_map_asked;
     uint64_t map_next_us;

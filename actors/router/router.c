@@ -57,6 +57,7 @@ enum sk_err sk_router_new(struct sk_router **out, const struct sk_router_config 
     self->number_next = (io->random(io->impl) | UINT64_C(1) << 63) & ~UINT64_C(0xFFFFFFFF);
     self->number_next += 1;
     self->started_us = now_us(self);
+    self->stop_by_us = UINT64_MAX;
     sk_router_set_wakeup(self, "off", "off");
     *out = self;
     return SK_ERR_OK;
@@ -193,6 +194,8 @@ void sk_router_on_client(struct sk_router *self, sk_peer from, enum sk_role role
         rc = sk_fail(&d, SK_ERR_UNAUTHORIZED, "this key is not known here (any more)");
     if (rc == SK_ERR_OK)
         rc = check_role(envelope.op, role, &d);
+    if (rc == SK_ERR_OK && self->stop_by_us != UINT64_MAX)
+        rc = sk_fail(&d, SK_ERR_UNAVAILABLE, "the node is stopping; nothing was changed");
     if (rc == SK_ERR_OK)
         rc = request_new(self, &request, from, role, &envelope, frame, &d);
     if (rc != SK_ERR_OK)
@@ -306,9 +309,26 @@ void request_expire(struct sk_router *self, struct request *request)
     }
 }
 
+void sk_router_stop(struct sk_router *self)
+{
+    if (self->stop_by_us == UINT64_MAX)
+        self->stop_by_us = now_us(self) + STOP_US;
+}
+
+static void answer_all_stopping(struct sk_router *self)
+{
+    struct sk_diag d = {0};
+    enum sk_err rc = sk_fail(&d, SK_ERR_UNAVAILABLE,
+                             "the node is stopping; the outcome of a write is unknown");
+    while (self->requests != NULL)
+        answer_error(self, self->requests, rc, &d);
+}
+
 uint64_t sk_router_on_time(struct sk_router *self)
 {
     uint64_t now = now_us(self);
+    if (now >= self->stop_by_us)
+        answer_all_stopping(self);
     if (now >= self->map_next_us) /* no answer, or time to look whether a hint was lost */
         ask_map(self);
     for (struct request *request = flight_due(self, now); request != NULL;
@@ -323,6 +343,8 @@ uint64_t sk_router_on_time(struct sk_router *self)
             request_wake_at(self, request, request->deadline_us);
     }
     uint64_t next = flight_next_us(self);
+    if (self->stop_by_us > now && self->stop_by_us < next)
+        next = self->stop_by_us;
     return next < self->map_next_us ? next : self->map_next_us;
 }
 
@@ -338,6 +360,7 @@ void sk_router_get_status(const struct sk_router *self, struct sk_router_status 
     bool is_named[SK_WORKERS_MAX] = {false};
     *out = self->status;
     out->is_ready = self->map.version != 0;
+    out->is_stopped = self->stop_by_us != UINT64_MAX && self->request_count == 0;
     out->map_version = self->map.version;
     out->requests_in_flight = self->request_count;
     out->bytes_in_flight = self->bytes;

@@ -60,7 +60,8 @@ struct sk_router_config {
 };
 
 struct sk_router_status {
-    bool is_ready; /* a map is here */
+    bool is_ready;   /* a map is here */
+    bool is_stopped; /* stop was asked, and everybody has an answer */
     uint64_t map_version;
     uint32_t requests_in_flight;
     uint64_t bytes_in_flight;
@@ -93,6 +94,10 @@ void sk_router_on_map_hint(struct sk_router *self, uint64_t version);
 /* Returns the mono_us at which it wants to be called next; UINT64_MAX never. Call it before sleeping:
  * every other handler may make it sooner. */
 uint64_t sk_router_on_time(struct sk_router *self);
+
+/* From now on requests are refused `unavailable`; what is in flight has 2 s to end, then it is answered
+ * with the same. Poll sk_router_status().is_stopped after on_time. */
+void sk_router_stop(struct sk_router *self);
 
 /* Borrowed until the next handler. version 0: none yet. Its keys are the allow-list of the door. */
 const struct sk_map *sk_router_get_map(const struct sk_router *self);

@@ -19,7 +19,7 @@ struct shell {
     struct sk_zap *zap;
     struct sk_keys keys;
     struct sk_wakeup wakeup;
-    bool was_ready;
+    bool was_ready, is_stopping;
     uint64_t keys_version; /* of the map whose keys are let in */
     char bound[128];       /* tcp://HOST:PORT with its real port */
 };
@@ -78,14 +78,24 @@ static uint64_t on_time(void *core)
     const char *state = sk_wakeup_state(&self->wakeup);
     sk_router_set_wakeup(self->router, self->wakeup.mode, state);
     sk_heartbeat_set_wakeup(self->heartbeat, self->wakeup.mode, state);
-    if (!self->was_ready) {
-        /* else the first request after `node start` might meet a worker that has not come yet */
+    if (self->is_stopping || !self->was_ready) {
         struct sk_router_status status;
         sk_router_get_status(self->router, &status);
-        self->was_ready = status.is_ready && status.workers_up >= status.workers_wanted;
+        if (status.is_stopped)
+            sk_reactor_stop(self->reactor, 0);
+        /* else the first request after `node start` might meet a worker that has not come yet */
+        self->was_ready = self->was_ready ||
+                          (status.is_ready && status.workers_up >= status.workers_wanted);
         sk_heartbeat_set_ready(self->heartbeat, self->was_ready);
     }
     return wakeup_next < next ? wakeup_next : next;
+}
+
+static void on_stop(void *core)
+{
+    struct shell *self = core;
+    self->is_stopping = true;
+    sk_router_stop(self->router);
 }
 
 /* For people: what `status` shows. */
@@ -196,6 +206,7 @@ int main(int argc, char **argv)
                                               .on_connected = on_connected,
                                               .on_disconnected = on_disconnected,
                                               .on_time = on_time,
+                                              .on_stop = on_stop,
                                           });
         err = open_doors(&self, &d);
     }

@@ -362,9 +362,34 @@ static void a_silent_worker_is_asked_again_and_one_that_speaks_is_not(void **sta
     world_end(&w);
 }
 
+static void a_stop_lets_what_is_in_flight_end_and_nothing_new_begin(void **state)
+{
+    (void)state;
+    static struct world w;
+    struct sk_router_status status;
+    world_begin_node(&w, 2, SK_SCHEMA_L2, 1, 1);
+    struct sk_request write = delete_request(1);
+    sk_peer first = world_ask(&w, &write), second = world_ask(&w, &write);
+    struct message *sent = world_take(&w, WORKER_0);
+    sk_router_stop(w.router);
+    assert_error(&w, world_ask(&w, &write), SK_ERR_UNAVAILABLE, "nothing was changed");
+    world_pass(&w, 1000000);
+    world_reply_ok(&w, sent, "deleted", 1);
+    assert_number(&w, first, "deleted", 1);
+    assert_null(world_answer(&w, second));
+    sk_router_get_status(w.router, &status);
+    assert_false(status.is_stopped);
+    world_pass(&w, 1000000);
+    assert_error(&w, second, SK_ERR_UNAVAILABLE, "outcome");
+    sk_router_get_status(w.router, &status);
+    assert_true(status.is_stopped);
+    world_end(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_stop_lets_what_is_in_flight_end_and_nothing_new_begin),
         cmocka_unit_test(every_bad_frame_is_answered_with_its_id_where_it_could_be_read),
         cmocka_unit_test(roles_are_kept_and_a_key_that_is_not_known_is_told_so),
         cmocka_unit_test(a_collection_that_is_not_there_is_named_with_the_closest),
