@@ -440,6 +440,8 @@ enum turn indexing_turn(struct shard *shard, uint64_t now, struct field **out)
 
 uint64_t indexing_next_us(const struct shard *shard, uint64_t now)
 {
+    if (shard->worker->is_stopping) /* what is left to do is done at once, or not */
+        return UINT64_MAX;
     uint64_t next = save_due_us(shard);
     for (unsigned f = 0; f < shard->field_count; f++) {
         const struct field *field = &shard->fields[f];

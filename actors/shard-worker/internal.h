@@ -261,6 +261,7 @@ struct sk_worker {
 
     struct shard *shards;
     struct shard *turn_next; /* round robin of the writer lane */
+    uint64_t turn_us;        /* no shard wants the lane before; 0: not known, look */
     struct writer writer;
     struct describe describe;
     struct queue parked;

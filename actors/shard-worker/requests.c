@@ -93,6 +93,7 @@ static void to_shard(struct shard *shard, struct request *request)
     case SK_OP_SNAPSHOT:
     case SK_OP_RESTORE:
         queue_push(&shard->admin, request);
+        self->turn_us = 0;
         return;
     default: {
         enum sk_err rc = sk_fail(&d, SK_ERR_INVALID, "a shard does not serve '%s'",
@@ -248,6 +249,7 @@ uint64_t requests_expire(struct sk_worker *self, uint64_t now)
 {
     if (now < self->expire_us) /* of requests long answered too: an early look does no harm */
         return self->expire_us;
+    self->turn_us = 0;
     uint64_t next = expire(self, &self->parked, now, "while the worker waited for a newer map");
     for (struct shard *shard = self->shards; shard != NULL; shard = shard->next) {
         unsigned waiting = shard->reads.count;

@@ -237,6 +237,7 @@ static void shard_open(struct shard *shard)
     shard->retry_us = UINT64_MAX;
     shard->sweep_us = shard_next_sweep(shard, now);
     shard->saved_us = now;
+    self->turn_us = 0;
     note(self, SK_WORKER_NOTE_shard_opened, shard->number,
          atomic_load_explicit(&shard->records, memory_order_relaxed));
 }
@@ -336,6 +337,7 @@ static void take_schema(struct shard *shard)
     free(before);
     atomic_store_explicit(&shard->is_over_budget, false, memory_order_relaxed);
     shard->index_rest_us = 0;
+    shard->worker->turn_us = 0;
     requests_unpark(shard->worker);
 }
 

@@ -425,8 +425,10 @@ void schedule(struct sk_worker *self)
     uint64_t now = now_us(self);
     if (self->is_map_wanted && !self->is_map_asked)
         ask_map(self, now);
-    if (self->writer.is_submitted)
+    /* a node may have a thousand shards, and a search changes what none of them wants */
+    if (self->writer.is_submitted || now < self->turn_us)
         return;
+    self->turn_us = 0;
     struct shard *first = self->turn_next != NULL ? self->turn_next : self->shards;
     struct shard *shard = first;
     while (shard != NULL) {
@@ -438,10 +440,15 @@ void schedule(struct sk_worker *self)
             submit_writer(shard, turn, field);
             return;
         }
-        if (next == first || self->writer.is_submitted)
+        if (self->writer.is_submitted)
             return;
-        shard = next;
+        shard = next != first ? next : NULL;
     }
+    self->turn_us = UINT64_MAX;
+    for (shard = self->shards; shard != NULL; shard = shard->next)
+        if (shard->store != NULL)
+            self->turn_us = sooner(self->turn_us,
+                                   sooner(shard->sweep_us, indexing_next_us(shard, now)));
 }
 
 /* What the job took out of sight waits for the reads that may hold it. */
@@ -471,6 +478,7 @@ static void writer_on_done(struct sk_worker *self)
     struct shard *shard = writer->shard;
     uint64_t now = now_us(self);
     writer->is_submitted = false;
+    self->turn_us = 0;
     shard->last_turn = writer->turn;
     shard->index_rest_us = 0;
     if (writer->code != SK_ERR_OK) {
@@ -533,12 +541,8 @@ uint64_t sk_worker_on_time(struct sk_worker *self)
     next = sooner(next, stats_send(self, now));
     schedule(self);
     next = sooner(next, self->map_next_us);
-    if (self->writer.is_submitted)
-        return next; /* its end comes back as a call */
-    for (struct shard *shard = self->shards; shard != NULL; shard = shard->next)
-        if (shard->store != NULL)
-            next = sooner(next, sooner(shard->sweep_us, indexing_next_us(shard, now)));
-    return next;
+    /* the end of a job comes back as a call */
+    return self->writer.is_submitted ? next : sooner(next, self->turn_us);
 }
 
 /* ---- stop, status ---- */
@@ -548,6 +552,7 @@ void sk_worker_stop(struct sk_worker *self)
     if (self->is_stopping)
         return;
     self->is_stopping = true;
+    self->turn_us = 0;
     struct sk_diag d = {0};
     enum sk_err rc = sk_fail(&d, SK_ERR_UNAVAILABLE, "the worker is stopping");
     queue_refuse(self, &self->parked, rc, &d);

@@ -10,13 +10,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { PEER_SUPERVISOR = SK_PEER_HINTS + 1 };
+enum { PEER_SUPERVISOR = SK_PEER_HINTS + 1, TELL_EVERY_US = 250 * 1000 };
 
 struct shell {
     struct sk_process process;
     struct sk_reactor *reactor;
     struct sk_heartbeat *heartbeat;
     struct sk_worker *worker;
+    bool is_ready, is_stopping;
+    uint64_t told_us; /* when the heartbeat was given the status */
 };
 
 static void on_message(void *core, sk_peer from, struct sk_span bytes)
@@ -37,8 +39,14 @@ static uint64_t on_time(void *core)
 {
     struct shell *self = core;
     uint64_t next = sk_worker_on_time(self->worker);
+    const struct sk_io *io = sk_reactor_io(self->reactor);
+    uint64_t now = io->mono_us(io->impl);
+    if (self->is_ready && !self->is_stopping && now < self->told_us + TELL_EVERY_US)
+        return next; /* not on every search */
     struct sk_worker_status status;
     sk_worker_get_status(self->worker, &status);
+    self->told_us = now;
+    self->is_ready = status.is_ready;
     sk_heartbeat_set_ready(self->heartbeat, status.is_ready);
     sk_heartbeat_set_status(self->heartbeat, "map %llu: %u shards, %u failed%s%s",
                             (unsigned long long)status.map_version, status.shards,
@@ -58,6 +66,7 @@ static void on_job_done(void *core, struct sk_job *job)
 static void on_stop(void *core)
 {
     struct shell *self = core;
+    self->is_stopping = true;
     sk_worker_stop(self->worker);
 }
 

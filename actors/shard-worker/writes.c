@@ -70,6 +70,7 @@ void writes_enqueue(struct shard *shard, struct request *request)
         return;
     }
     queue_push(&shard->writes, request);
+    self->turn_us = 0;
     atomic_store_explicit(&self->writer.is_wanted, true, memory_order_relaxed);
 }
 
