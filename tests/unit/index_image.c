@@ -333,10 +333,10 @@ static void damaged_images_are_refused_or_harmless(void **state)
     make(w, SK_INDEX_HNSW, SK_METRIC_L2, 100, 120);
     save(w, &image);
     assert_true(load_hostile(w, image.bytes, image.size));
-    for (size_t cut = 0; cut < image.size; cut += cut < 300 ? 1 : 1 + image.size / 300)
+    for (size_t cut = 0; cut < image.size; cut += cut < LESS(300) ? 1 : 1 + image.size / LESS(300))
         assert_false(load_hostile(w, image.bytes, cut));
     uint8_t *copy = malloc(image.size);
-    for (unsigned n = 0; n < 3000; n++) {
+    for (unsigned n = 0; n < LESS(3000); n++) {
         size_t at = n < 152 * 8 ? n / 8 : world_random(w, image.size);
         memcpy(copy, image.bytes, image.size);
         copy[at] ^= (uint8_t)(1U << (n % 8));
@@ -350,7 +350,7 @@ static void damaged_images_are_refused_or_harmless(void **state)
     sign(copy, image.size, sections, SK_COUNT_OF(sections));
     assert_memory_equal(copy, image.bytes, image.size); /* the sections are the right ones */
     unsigned loaded = 0;
-    for (unsigned n = 0; n < 6000; n++) {
+    for (unsigned n = 0; n < LESS(6000); n++) {
         memcpy(copy, image.bytes, image.size);
         for (uint64_t flips = 1 + world_random(w, 3); flips > 0; flips--) {
             size_t limit = n % 2 == 0 ? 144 + padded * 4 + rows * (9 + 128) : image.size;
@@ -359,7 +359,7 @@ static void damaged_images_are_refused_or_harmless(void **state)
         sign(copy, image.size, sections, SK_COUNT_OF(sections));
         loaded += load_hostile(w, copy, image.size);
     }
-    assert_true(loaded > 0 && loaded < 6000);
+    assert_true(loaded > 0 && loaded < LESS(6000));
     free(copy);
     free(image.bytes);
     world_deinit(w);

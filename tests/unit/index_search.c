@@ -11,12 +11,13 @@ static void recall_is_above_its_floor_under_every_metric(void **state)
         struct world world, *w = &world;
         const struct sk_index_params params = world_params(SK_INDEX_HNSW, metrics[m], 128);
         struct sk_index_stats stats;
-        world_init(w, &params, 4000);
-        world_fill(w, 4000);
+        const uint32_t rows = LESS(4000);
+        world_init(w, &params, rows);
+        world_fill(w, rows);
         world_rest(w, 0);
         sk_index_get_stats(w->index, &stats);
         assert_false(stats.is_flat);
-        assert_int_equal(stats.rows, 4000);
+        assert_int_equal(stats.rows, rows);
         double recall = world_recall(w, 100, 64), wide = world_recall(w, 50, 400);
         print_message("             %s: recall@%d %.3f at ef 64, %.3f at ef 400\n", names[m], K,
                       recall, wide);
@@ -57,12 +58,12 @@ static void a_certain_answer_is_the_exact_one(void **state)
 static void every_small_dimension_works(void **state)
 {
     (void)state;
-    for (uint32_t dim = 1; dim <= 66; dim += dim < 10 ? 1 : 7)
+    for (uint32_t dim = 1; dim <= 66; dim += dim < LESS(10) ? 1 : 7)
         for (size_t m = 0; m < SK_COUNT_OF(metrics); m++) {
             struct world world, *w = &world;
             const struct sk_index_params params = world_params(SK_INDEX_HNSW, metrics[m], dim);
             world_init(w, &params, 600);
-            world_fill(w, 600);
+            world_fill(w, LESS(600));
             world_rest(w, 0);
             double recall = world_recall(w, 30, 64);
             if (recall < 0.9)

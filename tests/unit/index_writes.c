@@ -68,7 +68,7 @@ static void the_structure_holds_after_every_step_of_a_long_churn(void **state)
         uint64_t unreachable = 0, checked = 0;
         world_init(w, &params, ROWS);
         start_churn(&free_rows);
-        for (unsigned step = 0; step < 250; step++) {
+        for (unsigned step = 0; step < LESS(250); step++) {
             bool has_more;
             churn(w, &free_rows, &in_use, 16);
             assert_ok(sk_index_step(w->index, 0, NULL, step % 7 == 0 ? SK_INDEX_STEP_EAGER : 0,
@@ -103,7 +103,7 @@ static void flat_keeps_its_counters_too(void **state)
     (void)state;
     world_init(w, &params, ROWS);
     start_churn(&free_rows);
-    for (unsigned step = 0; step < 200; step++) {
+    for (unsigned step = 0; step < LESS(200); step++) {
         churn(w, &free_rows, &in_use, 16);
         world_rest(w, 0);
         reclaim(w, &free_rows);
@@ -270,7 +270,7 @@ static void a_log_played_back_gives_the_same_answers(void **state)
     (void)state;
     world_init(w, &params, ROWS);
     start_churn(&free_rows);
-    make_log(w, &log, &free_rows, 120);
+    make_log(w, &log, &free_rows, LESS(120));
     sk_index_get_stats(w->index, &stats);
     edges = world_check(w).edges;
     uint64_t watermark = sk_index_watermark(w->index);
@@ -309,7 +309,7 @@ static void a_log_that_ends_anywhere_is_brought_up_to_the_store(void **state)
     (void)state;
     world_init(w, &params, ROWS);
     start_churn(&free_rows);
-    make_log(w, &log, &free_rows, 60);
+    make_log(w, &log, &free_rows, LESS(60));
     for (uint32_t count = 0; count <= log.count; count += count < 5 ? 1 : 4) {
         use(w, replay(w, &log, count, &live));
         (void)world_check(w);
@@ -379,7 +379,7 @@ static void hostile_deltas_are_refused_or_harmless(void **state)
     make_log(w, &log, &free_rows, 12);
     const uint32_t at = log.count - 2;
     const size_t size = log.sizes[at];
-    for (size_t cut = 0; cut < size; cut += cut < 64 ? 1 : 1 + size / 200) {
+    for (size_t cut = 0; cut < size; cut += cut < LESS(64) ? 1 : 1 + size / LESS(200)) {
         uint8_t *copy = malloc(cut + 1);
         memcpy(copy, log.bytes[at], cut);
         apply_hostile(w, &log, at, copy, cut); /* cut off */
@@ -392,7 +392,7 @@ static void hostile_deltas_are_refused_or_harmless(void **state)
         free(copy);
     }
     uint8_t *copy = malloc(size);
-    for (unsigned n = 0; n < 1500; n++) {
+    for (unsigned n = 0; n < LESS(1500); n++) {
         memcpy(copy, log.bytes[at], size);
         for (uint64_t flips = 1 + world_random(w, 3); flips > 0; flips--)
             copy[world_random(w, size)] ^= (uint8_t)(1U << world_random(w, 8));
