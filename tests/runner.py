@@ -20,7 +20,7 @@ PYTHON = "/usr/bin/python3"
 # The folders of sources whose unit tests start threads; ThreadSanitizer runs these.
 THREADED = r"unit\.(index|shell|client|worker|gateway|supervisor|store)"
 MUTANTS = ("ack_before_commit", "skip_fsync", "lost_delete", "stale_index_after_restart", "late_copy_applied_twice")
-PROGRAMS = ("skerry", "skerry-supervisor", "skerry-metadata-keeper", "skerry-router", "skerry-shard-worker",
+PROGRAMS = ("skerry_cli", "skerry-supervisor", "skerry-metadata-keeper", "skerry-router", "skerry-shard-worker",
             "skerry-gateway")
 
 
@@ -211,11 +211,11 @@ def is_sim(name):
 def part_sim(run):
     if run.wants("sim", "sim.seeds"):
         folder = run.builder.build("release", is_sim)
-        program(run, "sim.seeds", [program_of("release", "sim", folder), "--seeds", "3000" if run.is_long else "300"],
+        program(run, "sim.seeds", [program_of("release", "sim", folder), "--seeds", "20000" if run.is_long else "1000"],
                 3600 if run.is_long else 600)
     if run.wants("sim", "sim.asan"):
         folder = run.builder.build("asan", is_sim)
-        program(run, "sim.asan", [program_of("asan", "sim", folder), "--seeds", "600" if run.is_long else "30"],
+        program(run, "sim.asan", [program_of("asan", "sim", folder), "--seeds", "1000" if run.is_long else "60"],
                 1800, ASAN)
 
 

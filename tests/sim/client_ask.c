@@ -212,10 +212,8 @@ static const struct model_write *holds(struct sim_client *self, unsigned slot)
     struct model_read now = self->read;
     now.r1 = now.r0;
     now.r1_us = now.r0_us;
-    const struct model_slot *of = &now.collection->slots[slot];
-    if (of->writes[of->count - 1].ttl_s != 0)
-        return NULL;
-    return model_certain(client_model(self), &now, slot);
+    const struct model_write *write = model_certain(client_model(self), &now, slot);
+    return write == NULL || write->ttl_s != 0 ? NULL : write; /* it may expire under way */
 }
 
 static bool is_certain(struct sim_client *self, unsigned slot)

@@ -9,7 +9,8 @@ static bool create(void **core, struct world *world, unsigned process, const str
                                       .number = process - PROCESS_WORKER_0,
                                       .process_id = process + 1,
                                       .pending_rows_max = 24, /* so that the bound is met */
-                                      .flat_below = world->seed % 2 != 0 ? 4 : 0, /* the graph too */
+                                      .flat_below =
+                                          world->seed % 2 != 0 ? 4 : 0, /* the graph too */
                                       .map_bytes_max = 64 << 20};
     return sk_worker_new((struct sk_worker **)core, &config, io, d) == SK_ERR_OK;
 }

@@ -52,6 +52,7 @@ struct model {
     int64_t wall_low_us, wall_high_us;  /* how far the wall clock has ever been from its start */
     uint32_t serial;                    /* of the last value made */
     uint64_t checked;                   /* answers compared */
+    uint64_t missed;                    /* records that an approximate answer lacked */
     char violation[400];                /* "" while all is well */
 };
 
