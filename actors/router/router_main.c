@@ -19,6 +19,7 @@ struct shell {
     struct sk_zap *zap;
     struct sk_keys keys;
     struct sk_wakeup wakeup;
+    const char *wakeup_state; /* as it was told last */
     bool was_ready, is_stopping;
     uint64_t keys_version; /* of the map whose keys are let in */
     char bound[128];       /* tcp://HOST:PORT with its real port */
@@ -75,9 +76,12 @@ static uint64_t on_time(void *core)
     if (map->version != self->keys_version)
         let_in(self, map);
     uint64_t wakeup_next = sk_wakeup_on_time(&self->wakeup, now_us(self));
-    const char *state = sk_wakeup_state(&self->wakeup);
-    sk_router_set_wakeup(self->router, self->wakeup.mode, state);
-    sk_heartbeat_set_wakeup(self->heartbeat, self->wakeup.mode, state);
+    const char *state = sk_wakeup_state(&self->wakeup); /* one of a few literals */
+    if (state != self->wakeup_state) {
+        self->wakeup_state = state;
+        sk_router_set_wakeup(self->router, self->wakeup.mode, state);
+        sk_heartbeat_set_wakeup(self->heartbeat, self->wakeup.mode, state);
+    }
     if (self->is_stopping || !self->was_ready) {
         struct sk_router_status status;
         sk_router_get_status(self->router, &status);

@@ -1,5 +1,6 @@
-/* The loop of a process: one zloop, which gives a core its world (struct sk_io of common/base/io.h):
- * sockets, clocks, one timer, threads for jobs, SIGTERM.
+/* The loop of a process: one epoll (loop.h), which gives a core its world (struct sk_io of
+ * common/base/io.h): sockets, clocks, one timer, threads for jobs, SIGTERM. ipc doors and links speak
+ * ZMTP in the loop's own thread (ipc.c); CURVE over tcp and the hints are libzmq's.
  *
  * A shell is short:
  *     sk_process_start(&process, "router", argc, argv)          arguments, config, limits, log
@@ -97,7 +98,7 @@ struct sk_reactor_link {
 };
 enum { SK_REACTOR_LINKS_MAX = 8 };
 
-/* A ROUTER socket: a door for known processes, for clients, or both. */
+/* A ROUTER socket: a door for known processes (ipc only), for clients, or both. */
 struct sk_reactor_door {
     const char *endpoint; /* tcp port 0 takes a free one */
     struct sk_reactor_link links[SK_REACTOR_LINKS_MAX];
