@@ -66,6 +66,8 @@ static enum sk_err compact(struct shard *shard, struct sk_reply_writer *reply, s
     uint64_t before = 0, after = 0;
     sk_store_reader_destroy(&shard->writer_reader);
     enum sk_err rc = sk_store_compact(shard->store, &before, &after, d);
+    if (rc == SK_ERR_DISK_FULL && saving_give_way(shard))
+        rc = sk_store_compact(shard->store, &before, &after, d);
     struct sk_diag why = {0};
     enum sk_err reader = sk_store_reader_new(&shard->writer_reader, shard->store, &why);
     SK_CHECK(reader == SK_ERR_OK); /* a few bytes; without them the shard cannot go on */

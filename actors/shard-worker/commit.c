@@ -289,6 +289,8 @@ void turn_commit(struct sk_job *job)
             settle_all(writer, true, rc, &d);
         } else if (rc == SK_ERR_DISK_FULL && !was_relief) {
             was_relief = true; /* the store knows now that the disk is full */
+        } else if (rc == SK_ERR_DISK_FULL && saving_give_way(self.shard)) {
+            continue;
         } else if (self.faulty != NULL && rc != SK_ERR_DISK_FULL && faults < FAULTS_MAX) {
             faults++;
             settle(self.faulty, rc, &d);

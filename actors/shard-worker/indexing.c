@@ -186,6 +186,8 @@ static enum sk_err load(struct field *field, struct sk_diag *d)
                          ? sk_fail(&why, SK_ERR_INVALID, "%s", field->note)
                          : load_stored(field, &params, &source, &why);
     field->must_rebuild = false;
+    field->is_unlogged = false;
+    field->is_image_gone = false;
     uint64_t end = deltas_end(field);
     field->delta_next = end > field->delta_next ? end : field->delta_next;
     if (rc != SK_ERR_OK) { /* the store has everything: begin again behind exact scans */

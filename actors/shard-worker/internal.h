@@ -109,6 +109,10 @@ struct field {
     bool must_rebuild;                /* what is stored is not to be trusted */
     uint64_t step_rest_us;            /* no step before: it waits for readers to move on */
     uint64_t checkpoint_rest_us;      /* no checkpoint before: the last one failed */
+    /* The disk was full, and what is derived gave way: there is neither image nor delta of the index on
+     * it (a start builds it again), and changes are not logged until an image could be written. */
+    bool is_unlogged;
+    bool is_image_gone;
     bool is_checkpointing;
     struct sk_file_writer checkpoint;
     uint64_t checkpoint_delta;        /* deltas numbered below are in the image being written */
@@ -387,6 +391,8 @@ void field_set_state(struct field *field, enum field_state state);
 
 /* saving.c */
 void turn_save(struct sk_job *job);
+/* A full disk: checkpoints and deltas of the shard go. False when they have gone before. */
+bool saving_give_way(struct shard *shard);
 void turn_fields(struct sk_job *job);
 /* Into the open transaction: deltas, watermarks, rows given back. saved() after its commit. */
 SK_CHECKED enum sk_err saving_put(struct shard *shard, struct sk_diag *d);

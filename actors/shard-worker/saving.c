@@ -8,11 +8,14 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
 
 enum {
     CHECKPOINT_BYTES_MIN = 4 * 1024 * 1024, /* of log, while busy */
     CHECKPOINT_SLICE_BYTES = 2 * 1024 * 1024,
     CHECKPOINT_REST_US = 60 * 1000 * 1000,  /* after one that failed: it must not fill a full disk again */
+    UNLOGGED_BYTES_MAX = 8 * 1024 * 1024,
     RELEASE_AT_ONCE = 4096,
     CHECKPOINT_MAGIC = 0x314B4353, /* "SCK1" */
 };
@@ -106,7 +109,7 @@ static enum sk_err take_delta(struct field *field, struct sk_diag *d)
     if (field->index == NULL || sk_index_delta_pending_bytes(field->index) == 0)
         return SK_ERR_OK;
     sk_index_take_delta(field->index, &delta, &watermark);
-    if (delta.size == 0)
+    if (delta.size == 0 || field->is_unlogged)
         return SK_ERR_OK;
     uint32_t size = (uint32_t)delta.size;
     sk_buffer_append(&field->unsaved, &size, sizeof size);
@@ -174,23 +177,71 @@ void saving_saved(struct shard *shard)
         shard->limbo.first = 0;
 }
 
-void turn_save(struct sk_job *job)
+/* Nothing of the index on disk is of use any more. */
+static void stop_logging(struct field *field)
 {
-    struct writer *writer = (struct writer *)job;
-    struct shard *shard = writer->shard;
-    struct sk_diag *d = &writer->diag;
-    enum sk_err rc = sk_store_begin(shard->store, wall_us(writer->worker), true, d);
-    if (rc == SK_ERR_OK) {
-        rc = saving_put(shard, d);
-        if (rc == SK_ERR_OK)
-            rc = sk_store_commit(shard->store, d);
-        else
-            sk_store_abort(shard->store);
+    field->is_unlogged = true;
+    field->delta_drop = field->delta_next;
+    sk_buffer_clear(&field->unsaved);
+    field->checkpoint_rest_us = now_us(field->shard->worker) + CHECKPOINT_REST_US;
+}
+
+static void checkpoint_failed(struct field *field)
+{
+    sk_file_abort(&field->checkpoint);
+    field->is_checkpointing = false;
+    field->checkpoint_rest_us = now_us(field->shard->worker) + CHECKPOINT_REST_US;
+    if (field->is_image_gone) /* deltas were taken for an image that there will not be */
+        stop_logging(field);
+}
+
+bool saving_give_way(struct shard *shard)
+{
+    bool is_giving = false;
+    for (unsigned f = 0; f < shard->field_count; f++) {
+        struct field *field = &shard->fields[f];
+        char path[SK_PATH_BYTES];
+        struct sk_diag ignored = {0};
+        if (field->index == NULL || field->is_unlogged)
+            continue;
+        if (field->is_checkpointing) {
+            sk_index_checkpoint_abort(field->index);
+            checkpoint_failed(field);
+        }
+        if (checkpoint_path(field, path, &ignored) == SK_ERR_OK)
+            (void)unlink(path);
+        field->is_image_gone = true;
+        stop_logging(field);
+        is_giving = true;
     }
+    return is_giving;
+}
+
+static enum sk_err save_once(struct writer *writer, struct sk_diag *d)
+{
+    struct shard *shard = writer->shard;
+    enum sk_err rc = sk_store_begin(shard->store, wall_us(writer->worker), true, d);
+    if (rc != SK_ERR_OK)
+        return rc;
+    rc = saving_put(shard, d);
+    if (rc != SK_ERR_OK) {
+        sk_store_abort(shard->store);
+        return rc;
+    }
+    rc = sk_store_commit(shard->store, d);
     if (rc == SK_ERR_OK) {
         saving_saved(shard);
         writer->commits++;
     }
+    return rc;
+}
+
+void turn_save(struct sk_job *job)
+{
+    struct writer *writer = (struct writer *)job;
+    enum sk_err rc = save_once(writer, &writer->diag);
+    if (rc == SK_ERR_DISK_FULL && saving_give_way(writer->shard))
+        rc = save_once(writer, &writer->diag);
     writer->code = rc;
 }
 
@@ -206,8 +257,9 @@ uint64_t unsaved_bytes(const struct shard *shard)
     uint64_t bytes = 0;
     for (unsigned f = 0; f < shard->field_count; f++) {
         const struct field *field = &shard->fields[f];
-        if (field->index != NULL)
-            bytes += sk_index_delta_pending_bytes(field->index);
+        uint64_t pending = field->index != NULL ? sk_index_delta_pending_bytes(field->index) : 0;
+        if (!field->is_unlogged || pending >= UNLOGGED_BYTES_MAX) /* else they can wait to be forgotten */
+            bytes += pending;
         bytes += field->unsaved.size + (field->delta_drop != 0 ? 1 : 0);
     }
     return bytes;
@@ -261,22 +313,41 @@ static bool write_stream(void *impl, const void *bytes, size_t size)
     return sk_file_write(impl, bytes, size);
 }
 
+/* A checkpoint that fills the disk would turn writes away for nothing. */
+static enum sk_err has_room(const struct field *field, struct sk_diag *d)
+{
+    struct statvfs disk;
+    struct sk_index_stats stats;
+    sk_index_get_stats(field->index, &stats);
+    if (statvfs(field->shard->folder, &disk) != 0)
+        return SK_ERR_OK; /* the write itself will tell */
+    uint64_t room = (uint64_t)disk.f_bavail * disk.f_frsize;
+    if (room >= stats.image_bytes + stats.image_bytes / 4)
+        return SK_ERR_OK;
+    return sk_fail(d, SK_ERR_DISK_FULL, "no room for a checkpoint of %llu bytes",
+                   (unsigned long long)stats.image_bytes);
+}
+
 enum sk_err checkpoint_begin(struct field *field, struct sk_diag *d)
 {
     char path[SK_PATH_BYTES];
-    enum sk_err rc = take_delta(field, d);
+    enum sk_err rc = has_room(field, d);
+    if (rc == SK_ERR_OK)
+        rc = take_delta(field, d);
     if (rc == SK_ERR_OK)
         rc = checkpoint_path(field, path, d);
     if (rc == SK_ERR_OK)
         rc = sk_index_checkpoint_begin(field->index, d);
-    if (rc != SK_ERR_OK)
-        return rc;
-    rc = sk_file_begin(&field->checkpoint, path, d);
+    if (rc == SK_ERR_OK) {
+        rc = sk_file_begin(&field->checkpoint, path, d);
+        if (rc != SK_ERR_OK)
+            sk_index_checkpoint_abort(field->index);
+    }
     if (rc != SK_ERR_OK) {
-        sk_index_checkpoint_abort(field->index);
         field->checkpoint_rest_us = now_us(field->shard->worker) + CHECKPOINT_REST_US;
         return rc;
     }
+    field->is_unlogged = false; /* what changes from here on is not in the image */
     /* what was taken and waits for its transaction is in the image too */
     uint64_t number = field->delta_next;
     for (size_t at = 0; at < field->unsaved.size; number++) {
@@ -304,28 +375,29 @@ enum sk_err checkpoint_slice(struct field *field, struct sk_diag *d)
     sk_file_flush(&field->checkpoint); /* so that the sync at the end is short */
     if (rc != SK_ERR_OK) {
         int number = field->checkpoint.error;
-        sk_file_abort(&field->checkpoint);
-        field->is_checkpointing = false;
-        field->checkpoint_rest_us = now_us(field->shard->worker) + CHECKPOINT_REST_US;
+        checkpoint_failed(field);
         return number != 0 ? sk_fail_errno(d, number, "cannot write", field->checkpoint.path) : rc;
     }
     if (!is_done)
         return SK_ERR_OK;
-    field->is_checkpointing = false;
     rc = sk_file_commit(&field->checkpoint, d);
-    if (rc == SK_ERR_OK) {
-        field->delta_drop = field->checkpoint_delta;
-        field->shard->worker->writer.has_checkpoint = true;
-    } else {
-        field->checkpoint_rest_us = now_us(field->shard->worker) + CHECKPOINT_REST_US;
+    if (rc != SK_ERR_OK) {
+        checkpoint_failed(field);
+        return rc;
     }
-    return rc;
+    field->is_checkpointing = false;
+    field->is_image_gone = false;
+    field->delta_drop = field->checkpoint_delta;
+    field->shard->worker->writer.has_checkpoint = true;
+    return SK_ERR_OK;
 }
 
 bool is_checkpoint_due(const struct field *field, uint64_t now, bool is_stopping)
 {
     if (field->state != FIELD_READY || field->is_checkpointing || now < field->checkpoint_rest_us)
         return false;
+    if (field->is_unlogged)
+        return true;
     uint64_t log =
         sk_index_delta_log_bytes(field->index) + sk_index_delta_pending_bytes(field->index);
     if (log == 0)
