@@ -1,4 +1,5 @@
-/* What the worker tells of itself: to the router every second while something happens. */
+/* What the worker tells of itself: to the router every second while something happens, to its shell, and
+ * whether all of it holds. */
 #include "actors/shard-worker/internal.h"
 
 static const char *const state_names[] = {[FIELD_FLAT] = "flat",
@@ -141,4 +142,72 @@ uint64_t stats_send(struct sk_worker *self, uint64_t now)
     if (!self->reply.is_broken)
         send_to(self, SK_PEER_ROUTER, &header, sk_buffer_span(&self->reply));
     return self->stats_next_us;
+}
+
+/* ---- for the shell and the simulator ---- */
+
+static bool is_stopped(const struct sk_worker *self)
+{
+    if (!self->is_stopping || self->writer.is_submitted || self->reads_in_flight != 0 ||
+        self->reads_waiting != 0 || self->describe.request != NULL)
+        return false;
+    uint64_t now = now_us(self);
+    for (struct shard *shard = self->shards; shard != NULL; shard = shard->next) {
+        struct field *field;
+        if (shard->store != NULL && indexing_turn(shard, now, &field) != TURN_NONE)
+            return false;
+    }
+    return true;
+}
+
+void sk_worker_get_status(const struct sk_worker *self, struct sk_worker_status *out)
+{
+    *out = self->status;
+    out->is_ready = self->is_ready;
+    out->is_stopped = is_stopped(self);
+    out->map_version = self->map.version;
+    out->reads_in_flight = self->reads_in_flight;
+    for (const struct shard *shard = self->shards; shard != NULL; shard = shard->next) {
+        if (shard->store == NULL) {
+            out->shards_failed++;
+            continue;
+        }
+        out->shards++;
+        out->records += atomic_load_explicit(&shard->records, memory_order_relaxed);
+        out->disk_bytes += atomic_load_explicit(&shard->disk_bytes, memory_order_relaxed);
+        out->writes_queued += shard->writes.count;
+        for (unsigned f = 0; f < shard->field_count; f++) {
+            const struct field *field = &shard->fields[f];
+            out->pending_rows += sk_pending_count(&field->pending);
+            out->index_bytes += atomic_load_explicit(&field->index_bytes, memory_order_relaxed);
+        }
+    }
+}
+
+static enum sk_err check_shard(struct shard *shard, struct sk_diag *d)
+{
+    struct sk_store_check checked;
+    uint64_t rows = 0;
+    enum sk_err rc = sk_store_verify(shard->store, wall_us(shard->worker), &checked, d);
+    if (rc == SK_ERR_OK && checked.mended != 0)
+        rc = sk_fail(d, SK_ERR_INTERNAL, "%llu entries of the payload indexes were wrong",
+                     (unsigned long long)checked.mended);
+    if (rc == SK_ERR_OK)
+        rc = sk_store_read_begin(shard->writer_reader, 0, d);
+    if (rc != SK_ERR_OK)
+        return rc;
+    for (unsigned f = 0; f < shard->field_count && rc == SK_ERR_OK; f++)
+        rc = field_check(&shard->fields[f], &rows, d);
+    sk_store_read_end(shard->writer_reader);
+    return rc;
+}
+
+enum sk_err sk_worker_check(struct sk_worker *self, struct sk_diag *d)
+{
+    for (struct shard *shard = self->shards; shard != NULL; shard = shard->next) {
+        enum sk_err rc = shard->store == NULL ? SK_ERR_OK : check_shard(shard, d);
+        if (rc != SK_ERR_OK)
+            return sk_wrap(d, rc, "shard %u", shard->number);
+    }
+    return SK_ERR_OK;
 }
