@@ -41,6 +41,7 @@ struct world {
     uint64_t *lseqs;   /* 0: the row is not in use */
     float *centres;    /* CLUSTERS x dim */
     uint64_t lseq;
+    bool is_coarse; /* one of a few vectors */
     struct sk_diag d;
 };
 
@@ -66,6 +67,11 @@ static inline void world_vector(struct world *w, float *out)
     const uint32_t dim = w->params.dim;
     const float *centre = w->centres + world_random(w, CLUSTERS) * dim;
     float length = 0.5F + (float)world_random(w, 1000) / 1000.0F;
+    if (w->is_coarse) {
+        memset(out, 0, dim * sizeof *out);
+        out[world_random(w, dim)] = (float)(1 + world_random(w, 3));
+        return;
+    }
     for (uint32_t i = 0; i < dim; i++)
         out[i] = (centre[i] + 0.7F * world_normal(w)) * length + 0.2F;
 }

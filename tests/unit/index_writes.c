@@ -94,6 +94,47 @@ static void the_structure_holds_after_every_step_of_a_long_churn(void **state)
     }
 }
 
+/* So few rows that every edge counts. */
+static void a_handful_of_rows_is_always_reached(void **state)
+{
+    (void)state;
+    for (unsigned round = 0; round < LESS(800); round++) {
+        struct world world, *w = &world;
+        struct sk_index_params params = world_params(SK_INDEX_HNSW, SK_METRIC_L2, 4 + round % 20);
+        struct free_rows free_rows = {.count = 0};
+        uint32_t in_use = 0, most = 6 + round % 20;
+        params.m = round % 2 == 0 ? 16 : 4;
+        params.metric = (enum sk_metric)(SK_METRIC_L2 + round % 3);
+        world_init(w, &params, ROWS);
+        w->is_coarse = round % 4 < 2; /* many are equal */
+        w->random = 7919 + round * 104729;
+        for (uint32_t row = 2 * most; row-- > 0;)
+            free_rows.rows[free_rows.count++] = row;
+        for (unsigned step = 0; step < 60; step++) {
+            bool has_room = free_rows.count > 0;
+            if (has_room && in_use < most && world_random(w, 3) > 0) {
+                assert_ok(world_insert(w, free_rows.rows[--free_rows.count]));
+                in_use++;
+            } else if (has_room && in_use > 1 && world_random(w, 3) > 0) {
+                assert_ok(world_insert(w, free_rows.rows[--free_rows.count]));
+                world_remove(w, any_in_use(w));
+            } else if (in_use > 2) {
+                world_remove(w, any_in_use(w));
+                in_use--;
+            }
+            if (step % 3 == 0) {
+                world_rest(w, SK_INDEX_STEP_EAGER);
+                reclaim(w, &free_rows);
+                if (world_check(w).unreachable_rows > 0)
+                    fail_msg("round %u, step %u: a row cannot be reached", round, step);
+                struct found found = world_search(w, w->centres, 64, NULL, NULL);
+                assert_int_equal(found.count, in_use < K ? in_use : K);
+            }
+        }
+        world_deinit(w);
+    }
+}
+
 static void flat_keeps_its_counters_too(void **state)
 {
     struct world world, *w = &world;
@@ -430,6 +471,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_structure_holds_after_every_step_of_a_long_churn),
+        cmocka_unit_test(a_handful_of_rows_is_always_reached),
         cmocka_unit_test(flat_keeps_its_counters_too),
         cmocka_unit_test(an_index_that_was_emptied_can_be_filled_again),
         cmocka_unit_test(codes_are_renewed_when_the_vectors_drift),

@@ -533,5 +533,6 @@ enum sk_err sk_index_load_finish(struct sk_index *self, const struct sk_index_li
     self->needs_code = NULL;
     self->needs_code_words = 0;
     self->is_loading = false;
+    self->wants_walk = true;
     return SK_ERR_OK;
 }

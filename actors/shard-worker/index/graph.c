@@ -286,6 +286,9 @@ static void add_back_edge(struct sk_index *self, const struct sk_generation *gen
     uint64_t keys[SK_DEGREE_MAX + 1];
     uint8_t mask[SK_DEGREE_MAX / 8] = {0};
     const uint32_t count = sk_links_get(self, node, list);
+    for (uint32_t i = 0; i < count; i++)
+        if (list[i] == row)
+            return;
     if (count < self->degree) {
         sk_links_append(self, node, count, row);
         sk_delta_append(self, node, row);
@@ -375,7 +378,7 @@ static void link_back(struct sk_index *self, const struct sk_generation *generat
     for (uint32_t i = 0; i < count; i++)
         add_back_edge(self, generation, chosen[i], row);
     if (count > 0 && *sk_in_degree_of(self, row) == 0 && !force_back_edge(self, row, chosen, count))
-        (void)sk_row_list_push(&self->orphans, row); /* tried again by the next step */
+        self->wants_walk = true; /* tried again by the next walk */
 }
 
 /* ---- equal vectors ----
@@ -526,20 +529,105 @@ enum sk_err sk_graph_repair(struct sk_index *self, uint32_t row, struct sk_diag 
     return SK_ERR_OK;
 }
 
-enum sk_err sk_graph_attach_orphan(struct sk_index *self, uint32_t row, struct sk_diag *d)
+/* When a walk finds nobody (tombstones are all around the entry): any live rows. */
+static uint32_t any_candidates(struct sk_index *self, uint32_t row)
+{
+    const uint32_t row_count = sk_row_count(self);
+    uint32_t found = 0;
+    for (uint32_t other = 0; other < row_count && found < self->degree; other++)
+        if (other != row && sk_state(self, other) == SK_ROW_LIVE)
+            self->candidates[found++] = sk_key(0, other);
+    return found;
+}
+
+enum sk_err sk_graph_attach(struct sk_index *self, uint32_t row, struct sk_diag *d)
 {
     struct sk_generation *generation = sk_generation_now(self);
-    uint32_t chosen[SK_DEGREE_MAX], count;
-    enum sk_err rc = sk_delta_reserve(self, sk_delta_insert_bytes_max(self), d);
+    uint32_t chosen[SK_DEGREE_MAX], near[SK_DEGREE_MAX], count, near_count = 0;
+    enum sk_err rc = sk_delta_reserve(self, 2 * sk_delta_insert_bytes_max(self), d);
     if (rc == SK_ERR_OK)
         rc = find_candidates(self, generation, row, &count, d);
     if (rc != SK_ERR_OK)
         return rc;
+    if (count == 0)
+        count = any_candidates(self, row);
+    for (; near_count < count && near_count < self->degree; near_count++)
+        near[near_count] = sk_key_row(self->candidates[near_count]);
+    count = add_links_of(self, generation, row, row, count);
     uint32_t chosen_count =
         prune(self, generation, self->candidates, count, self->degree, self->prune_to, chosen);
     sk_links_set(self, row, chosen, chosen_count);
     sk_delta_list(self, row);
-    link_back(self, generation, row, chosen, chosen_count);
+    bool is_linked = false;
+    uint32_t list[SK_DEGREE_MAX];
+    for (uint32_t i = 0; i < near_count; i++) {
+        if (i < self->prune_to / 2)
+            add_back_edge(self, generation, near[i], row);
+        const uint32_t length = sk_links_get(self, near[i], list);
+        for (uint32_t j = 0; j < length; j++)
+            is_linked = is_linked || list[j] == row;
+    }
+    if (!is_linked && !force_back_edge(self, row, near, near_count))
+        self->wants_walk = true; /* tried again by the next walk */
+    return SK_ERR_OK;
+}
+
+/* An edge node -> row where there is room, or in the place of one that the walk's tree can spare. */
+static bool bridge_from(struct sk_index *self, uint32_t node, uint32_t row)
+{
+    const struct sk_walk *walk = &self->walk;
+    uint32_t list[SK_DEGREE_MAX];
+    if (node >= walk->rows || walk->parents[node] == SK_NO_ROW)
+        return false;
+    const uint32_t length = sk_links_get(self, node, list);
+    for (uint32_t i = 0; i < length; i++)
+        if (list[i] == row)
+            return true; /* it came after the walk was here */
+    if (length < self->degree) {
+        sk_links_append(self, node, length, row);
+        sk_delta_append(self, node, row);
+        return true;
+    }
+    for (uint32_t i = length; i-- > 0;)
+        if (list[i] < walk->rows && walk->parents[list[i]] != SK_NO_ROW &&
+            walk->parents[list[i]] != node) {
+            list[i] = row;
+            sk_links_set(self, node, list, length);
+            sk_delta_list(self, node);
+            return true;
+        }
+    return false;
+}
+
+enum sk_err sk_graph_bridge(struct sk_index *self, uint32_t row, uint32_t *from, struct sk_diag *d)
+{
+    struct sk_generation *generation = sk_generation_now(self);
+    uint32_t chosen[SK_DEGREE_MAX], near[SK_DEGREE_MAX], count, near_count = 0;
+    enum sk_err rc = sk_delta_reserve(self, 2 * sk_delta_insert_bytes_max(self), d);
+    if (rc == SK_ERR_OK)
+        rc = find_candidates(self, generation, row, &count, d);
+    if (rc != SK_ERR_OK)
+        return rc;
+    for (; near_count < count && near_count < self->degree; near_count++)
+        near[near_count] = sk_key_row(self->candidates[near_count]);
+    count = add_links_of(self, generation, row, row, count);
+    const uint32_t chosen_count =
+        prune(self, generation, self->candidates, count, self->degree, self->prune_to, chosen);
+    sk_links_set(self, row, chosen, chosen_count);
+    sk_delta_list(self, row);
+    for (uint32_t i = 0; i < near_count; i++)
+        if (bridge_from(self, near[i], row)) {
+            *from = near[i];
+            return SK_ERR_OK;
+        }
+    /* those met last have no children in the tree: one of them always can */
+    for (uint32_t i = self->walk.count; i-- > 0;)
+        if (sk_state(self, self->walk.queue[i]) == SK_ROW_LIVE &&
+            bridge_from(self, self->walk.queue[i], row)) {
+            *from = self->walk.queue[i];
+            return SK_ERR_OK;
+        }
+    *from = row; /* nothing was met at all: an entry is missing, and mended by the next sweep */
     return SK_ERR_OK;
 }
 

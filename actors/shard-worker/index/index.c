@@ -125,6 +125,7 @@ void sk_index_destroy(struct sk_index **self)
         return;
     struct sk_generation *generation = sk_generation_now(index);
     sk_index_checkpoint_abort(index);
+    sk_walk_end(index);
     sk_generation_destroy(&generation);
     sk_generation_destroy(&index->next);
     sk_generation_destroy(&index->old);
@@ -223,9 +224,10 @@ void sk_links_set(struct sk_index *self, uint32_t row, const uint32_t *rows, uin
     }
     for (uint32_t i = count; i < self->links_stride && i < self->degree; i++)
         atomic_store_explicit(&links[i], SK_NO_ROW, memory_order_release);
+    self->wants_walk = self->wants_walk || old_count > 0;
     for (uint32_t i = 0; i < old_count; i++)
         if (--*sk_in_degree_of(self, old[i]) == 0 && sk_state(self, old[i]) == SK_ROW_LIVE)
-            (void)sk_row_list_push(&self->orphans, old[i]); /* no memory: the checker's business */
+            self->wants_walk = !sk_row_list_push(&self->orphans, old[i]) || self->wants_walk;
 }
 
 void sk_links_append(struct sk_index *self, uint32_t row, uint32_t at, uint32_t id)
@@ -317,6 +319,8 @@ enum sk_err sk_index_insert(struct sk_index *self, uint32_t row, uint64_t lseq, 
         sk_delta_insert(self, row);
     }
     atomic_fetch_add_explicit(&self->live_count, 1, memory_order_relaxed);
+    if (self->orphans.count > 0 && sk_attach_orphans(self, NULL) != SK_ERR_OK)
+        self->wants_walk = true; /* the row itself is in */
     return SK_ERR_OK;
 }
 

@@ -117,6 +117,7 @@ enum sk_maintain_stage {
     SK_STAGE_LINKS,
     SK_STAGE_WAIT,
     SK_STAGE_FREE,
+    SK_STAGE_REACH,   /* walking everything, attaching what is not met */
     SK_STAGE_ENCODE,  /* renewing the codes */
     SK_STAGE_PUBLISH, /* waits for a running checkpoint */
     SK_STAGE_DISCARD, /* waits until no reader uses the old codes */
@@ -125,6 +126,15 @@ enum sk_maintain_stage {
 struct sk_row_list {
     uint32_t *rows;
     uint32_t count, capacity;
+};
+
+/* A walk over all edges from the entry points, in slices. The edge by which a row was met first is one of
+ * a tree: with these alone everything that was met can be reached. */
+struct sk_walk {
+    uint32_t *parents; /* by row; SK_NO_ROW: not met; an entry is its own */
+    uint32_t *queue;   /* every row once, in the order met */
+    uint32_t rows, next, count;
+    uint32_t attached, rounds;
 };
 
 struct sk_checkpoint {
@@ -186,6 +196,8 @@ struct sk_index {
     uint32_t cursor;
     uint64_t wait_epoch;
     struct sk_generation *next, *old;
+    bool wants_walk; /* edges have gone since the last one */
+    struct sk_walk walk;
 
     uint8_t *delta;
     size_t delta_size, delta_capacity;
@@ -343,8 +355,12 @@ void sk_beam_search(const struct sk_index *self, const struct sk_generation *gen
 SK_CHECKED enum sk_err sk_graph_link(struct sk_index *self, uint32_t row, struct sk_diag *d);
 /* New links for a live row that lost some. */
 SK_CHECKED enum sk_err sk_graph_repair(struct sk_index *self, uint32_t row, struct sk_diag *d);
-SK_CHECKED enum sk_err sk_graph_attach_orphan(struct sk_index *self, uint32_t row,
-                                              struct sk_diag *d);
+/* New ways to a live row that nothing that can be reached links to; its own links stay in the choice. */
+SK_CHECKED enum sk_err sk_graph_attach(struct sk_index *self, uint32_t row, struct sk_diag *d);
+/* A way from what the walk has met to a row that it has not, which takes no edge of its tree away;
+ * *from: the row it begins at. */
+SK_CHECKED enum sk_err sk_graph_bridge(struct sk_index *self, uint32_t row, uint32_t *from,
+                                       struct sk_diag *d);
 bool sk_scratch_fit_candidates(struct sk_index *self, uint32_t count);
 void sk_beam_push(struct sk_scratch *scratch, uint32_t ef, uint64_t key);
 uint32_t sk_gather(const struct sk_index *self, const struct sk_generation *generation,
@@ -354,6 +370,9 @@ void sk_entries_mend(struct sk_index *self);
 void sk_entries_renew(struct sk_index *self); /* after the centre has moved */
 
 /* ---- maintain.c ---- */
+/* Attaches the rows that lost their last in-link just now. */
+SK_CHECKED enum sk_err sk_attach_orphans(struct sk_index *self, struct sk_diag *d);
+void sk_walk_end(struct sk_index *self);
 uint64_t sk_epoch_enter(const struct sk_index *self, uint32_t slot);
 void sk_epoch_leave(const struct sk_index *self, uint32_t slot);
 /* Takes every SWEPT row out of all lists and lets go of it, at once (no readers). */

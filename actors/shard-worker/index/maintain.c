@@ -8,6 +8,8 @@ enum {
     SLICE_STATES = 65536, /* rows of one quantum that only looks at states */
     SLICE_LISTS = 128,    /* rows of one quantum that looks at lists */
     QUANTA_WITHOUT_CLOCK = 64,
+    ORPHANS_AT_ONCE = 64,
+    WALK_ROUNDS_MAX = 8,
 };
 
 /* ---- epochs ----
@@ -116,6 +118,8 @@ static enum sk_err links_slice(struct sk_index *self, struct sk_diag *d)
     return SK_ERR_OK;
 }
 
+static void walk_begin(struct sk_index *self);
+
 static enum sk_err free_slice(struct sk_index *self, struct sk_diag *d)
 {
     const uint32_t row_count = sk_row_count(self);
@@ -134,7 +138,7 @@ static enum sk_err free_slice(struct sk_index *self, struct sk_diag *d)
         atomic_fetch_sub_explicit(&self->dead_count, 1, memory_order_relaxed);
     }
     if (self->cursor == row_count)
-        enter_stage(self, SK_STAGE_IDLE);
+        walk_begin(self);
     return SK_ERR_OK;
 }
 
@@ -215,41 +219,125 @@ static void discard(struct sk_index *self)
 
 /* ---- steps ---- */
 
-static enum sk_err attach_orphans(struct sk_index *self, struct sk_diag *d)
+/* Each is tried once; what they push out in turn waits for the next call, and a walk finds the rest. */
+enum sk_err sk_attach_orphans(struct sk_index *self, struct sk_diag *d)
 {
-    for (unsigned n = 0; n < 4 && self->orphans.count > 0; n++) {
-        uint32_t row = self->orphans.rows[--self->orphans.count];
+    enum sk_err rc = SK_ERR_OK;
+    uint32_t left = self->orphans.count < ORPHANS_AT_ONCE ? self->orphans.count : ORPHANS_AT_ONCE;
+    for (; left > 0 && rc == SK_ERR_OK; left--) {
+        const uint32_t row = self->orphans.rows[--self->orphans.count];
         if (sk_state(self, row) != SK_ROW_LIVE || *sk_in_degree_of(self, row) > 0 ||
             atomic_load_explicit(&self->live_count, memory_order_relaxed) < 2)
             continue;
-        enum sk_err rc = sk_graph_attach_orphan(self, row, d);
-        if (rc != SK_ERR_OK) {
+        rc = sk_graph_attach(self, row, d);
+        if (rc != SK_ERR_OK)
             self->orphans.count++;
-            return rc;
+    }
+    return rc;
+}
+
+/* ---- reaching every row ---- */
+
+void sk_walk_end(struct sk_index *self)
+{
+    free(self->walk.parents);
+    free(self->walk.queue);
+    self->walk = (struct sk_walk){.parents = NULL};
+}
+
+static void walk_meet(struct sk_walk *walk, uint32_t row, uint32_t parent)
+{
+    if (row >= walk->rows || walk->parents[row] != SK_NO_ROW)
+        return;
+    walk->parents[row] = parent;
+    walk->queue[walk->count++] = row;
+}
+
+static void walk_from_entries(struct sk_index *self)
+{
+    struct sk_walk *walk = &self->walk;
+    memset(walk->parents, 0xFF, walk->rows * sizeof *walk->parents);
+    walk->next = walk->count = walk->attached = 0;
+    for (uint32_t at = 0; at < SK_ENTRY_COUNT; at++) {
+        uint32_t row = atomic_load_explicit(&self->entries[at], memory_order_relaxed);
+        walk_meet(walk, row, row);
+    }
+    enter_stage(self, SK_STAGE_REACH);
+}
+
+/* Without memory for it nothing is walked: it is tried again after the next sweep. */
+static void walk_begin(struct sk_index *self)
+{
+    struct sk_walk *walk = &self->walk;
+    const uint32_t rows = sk_row_count(self);
+    self->wants_walk = false;
+    walk->parents = malloc((rows + 1) * sizeof *walk->parents);
+    walk->queue = malloc((rows + 1) * sizeof *walk->queue);
+    walk->rows = rows;
+    walk->rounds = 0;
+    if (walk->parents == NULL || walk->queue == NULL || self->params.kind != SK_INDEX_HNSW) {
+        sk_walk_end(self);
+        enter_stage(self, SK_STAGE_IDLE);
+        return;
+    }
+    walk_from_entries(self);
+}
+
+static enum sk_err walk_slice(struct sk_index *self, struct sk_diag *d)
+{
+    struct sk_walk *walk = &self->walk;
+    uint32_t list[SK_DEGREE_MAX];
+    for (unsigned n = 0; n < SLICE_LISTS && walk->next < walk->count; n++) {
+        const uint32_t row = walk->queue[walk->next++];
+        const uint32_t length = sk_links_get(self, row, list);
+        for (uint32_t i = 0; i < length; i++)
+            walk_meet(walk, list[i], row);
+    }
+    if (walk->next < walk->count)
+        return SK_ERR_OK;
+    /* everything that can be reached was met: the next live row that was not is an island's */
+    for (unsigned n = 0; n < SLICE_STATES && self->cursor < walk->rows; n++, self->cursor++) {
+        const uint32_t row = self->cursor;
+        uint32_t from = SK_NO_ROW;
+        if (walk->parents[row] != SK_NO_ROW || sk_state(self, row) != SK_ROW_LIVE)
+            continue;
+        enum sk_err rc = sk_graph_bridge(self, row, &from, d);
+        if (rc == SK_ERR_OK)
+            walk_meet(walk, row, from);
+        walk->attached++;
+        return rc;
+    }
+    if (self->cursor == walk->rows) {
+        /* inserts between the slices may have taken edges of the tree: look again */
+        if (walk->attached > 0 && ++walk->rounds < WALK_ROUNDS_MAX) {
+            walk_from_entries(self);
+            return SK_ERR_OK;
         }
+        sk_walk_end(self);
+        enter_stage(self, SK_STAGE_IDLE);
     }
     return SK_ERR_OK;
 }
 
-static enum sk_err start_something(struct sk_index *self, unsigned flags, struct sk_diag *d)
+static void start_something(struct sk_index *self, unsigned flags)
 {
     const uint64_t dead = atomic_load_explicit(&self->dead_count, memory_order_relaxed);
     const uint64_t live = atomic_load_explicit(&self->live_count, memory_order_relaxed);
-    if (self->orphans.count > 0)
-        return attach_orphans(self, d);
     if (sk_mean_wants_renewal(self)) /* seldom; first, because tombstones never cease to come */
         renew_begin(self);
     if (self->stage == SK_STAGE_IDLE && dead > 0 &&
         (dead * 100 >= live || (flags & SK_INDEX_STEP_EAGER) != 0))
         enter_stage(self, SK_STAGE_MARK);
-    return SK_ERR_OK;
+    if (self->stage == SK_STAGE_IDLE && self->wants_walk && (flags & SK_INDEX_STEP_EAGER) != 0)
+        walk_begin(self);
 }
 
 static enum sk_err quantum(struct sk_index *self, unsigned flags, struct sk_diag *d)
 {
     switch (self->stage) {
     case SK_STAGE_IDLE:
-        return start_something(self, flags, d);
+        start_something(self, flags);
+        return SK_ERR_OK;
     case SK_STAGE_MARK:
         mark_slice(self);
         return SK_ERR_OK;
@@ -261,6 +349,8 @@ static enum sk_err quantum(struct sk_index *self, unsigned flags, struct sk_diag
         return SK_ERR_OK;
     case SK_STAGE_FREE:
         return free_slice(self, d);
+    case SK_STAGE_REACH:
+        return walk_slice(self, d);
     case SK_STAGE_ENCODE:
         encode_slice(self);
         return SK_ERR_OK;
@@ -291,6 +381,8 @@ enum sk_err sk_index_step(struct sk_index *self, uint64_t budget_us,
     *has_more = true;
     for (unsigned n = 0; rc == SK_ERR_OK; n++) {
         rc = quantum(self, flags, d);
+        if (rc == SK_ERR_OK) /* at once: no search between may miss them */
+            rc = sk_attach_orphans(self, d);
         if (self->stage == SK_STAGE_IDLE && self->orphans.count == 0) {
             *has_more = false;
             break;
@@ -312,9 +404,7 @@ enum sk_err sk_sweep_now(struct sk_index *self, struct sk_diag *d)
     enter_stage(self, SK_STAGE_LINKS);
     while (self->stage != SK_STAGE_IDLE && rc == SK_ERR_OK)
         rc = quantum(self, 0, d);
-    while (self->orphans.count > 0 && rc == SK_ERR_OK)
-        rc = attach_orphans(self, d);
-    return rc;
+    return rc == SK_ERR_OK ? sk_attach_orphans(self, d) : rc;
 }
 
 enum sk_err sk_renew_now(struct sk_index *self, uint32_t number, const float *mean,
