@@ -165,8 +165,9 @@ void reads_on_done(struct reader *reader)
     reader->next = shard->idle;
     shard->idle = reader;
     graves_dig(shard, false);
-    if (shard->dying.count != 0 || shard->is_exclusive)
-        self->turn_us = 0; /* the lane may have waited for this read to end */
+    /* the lane may have waited for this read to end (a job that runs looks again at its end) */
+    if (!self->writer.is_submitted && (shard->dying.count != 0 || shard->is_exclusive))
+        self->turn_us = 0;
     shard_settle(shard);
     for (struct shard *other = self->shards; other != NULL && self->reads_waiting != 0;
          other = other->next)
