@@ -313,7 +313,7 @@ bool sk_mean_wants_renewal(struct sk_index *self);
 void sk_prefetch_code(const struct sk_index *self, const struct sk_generation *generation,
                       uint32_t row);
 
-/* ---- graph.c ---- */
+/* ---- graph.c, edges.c ---- */
 bool sk_scratch_init(struct sk_scratch *self, const struct sk_index *index);
 void sk_scratch_deinit(struct sk_scratch *self);
 bool sk_scratch_fit(struct sk_scratch *self, uint32_t row_count, uint32_t beam, uint32_t keys);
