@@ -99,8 +99,10 @@ SK_CHECKED enum sk_err sk_bind_failed(struct sk_diag *d, const char *endpoint, i
 /* The parts joined as one message to a link, a subscriber or a client; drops and counts. */
 void sk_socket_send(struct sk_reactor *self, sk_peer to, const struct sk_span *parts,
                     unsigned part_count);
-/* Reads ZeroMQ sockets that were used in this turn. True: there may be more. */
-bool sk_sockets_look(struct sk_reactor *self);
+/* Reads ZeroMQ sockets that were used in this turn. */
+void sk_sockets_look(struct sk_reactor *self);
+/* Whether one was used since: its fd may not tell what has come. */
+bool sk_sockets_are_dirty(const struct sk_reactor *self);
 /* A link's peer is not there: the core hears of it at the end of the turn. */
 void sk_link_gone(struct sk_reactor *reactor, sk_peer peer);
 /* Calls fn(arg) too whenever the link of that peer comes up. */
@@ -127,7 +129,7 @@ uint64_t sk_ipc_on_time(struct sk_reactor *reactor, uint64_t now_us);
 void sk_ipc_reap(struct sk_reactor *reactor);
 void sk_ipc_deinit(struct sk_reactor *reactor);
 
-/* ---- ipc_connection.c ---- */
+/* ---- ipc_connection.c, ipc_out.c ---- */
 
 enum { SK_IPC_SCRATCH_BYTES = 64 * 1024 };
 /* Takes the fd; NULL: it was closed. */
@@ -135,6 +137,8 @@ struct sk_connection *sk_connection_new(struct sk_socket *socket, int fd);
 /* Closed at once, freed at the end of the turn: whoever called may still look at it. */
 void sk_connection_kill(struct sk_connection *self);
 void sk_connections_close(struct sk_socket *socket);
+/* Gives those that are held a turn. */
+void sk_connections_look(struct sk_reactor *reactor);
 /* Ends handshakes that take too long; returns when to look next. */
 uint64_t sk_connections_on_time(struct sk_reactor *reactor, uint64_t now_us);
 
@@ -196,8 +200,12 @@ struct sk_reactor {
     uint32_t connection_slots, connection_count;
     uint64_t generation;
     struct sk_connection *dead; /* closed in this turn */
+    struct sk_connection *held, *held_last; /* messages that were read wait for the next turn */
+    uint32_t connections_max;   /* more are not let in */
     uint8_t *scratch;           /* what is read first */
     uint64_t out_bytes;         /* that wait for clients that do not read */
+    uint64_t in_bytes;          /* of clients' messages that are not complete */
+    uint64_t in_order;
     uint64_t ipc_next_us;       /* when sk_ipc_on_time wants to be called */
     unsigned signals;
     bool is_stopped;

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -14,6 +15,8 @@ enum {
     RETRY_MS_MIN = 10,
     RETRY_MS_MAX = 500,
     LISTEN_RETRY_MS = 100, /* no descriptor was left */
+    FILES_RESERVED = 160,  /* kept for files, tcp and our own processes, whoever else comes */
+    FILES_OF_LINKS = 64,   /* of these: for processes that come back */
     ACCEPT_MAX = 64,
     BACKLOG = 1024,
 };
@@ -35,24 +38,33 @@ static enum sk_err address_of(struct sockaddr_un *out, struct sk_socket *self,
     return reactor->scratch != NULL ? SK_ERR_OK : sk_fail(d, SK_ERR_NOMEM, "no memory for a socket");
 }
 
+/* Nobody can come in now: look again a little later instead of all the time. */
+static void listen_later(struct sk_socket *self)
+{
+    sk_log(SK_LEVEL_WARN, "no_descriptors", "socket=\"%s\" connections=%u", self->path,
+           self->reactor->connection_count);
+    sk_loop_remove(&self->reactor->loop, &self->source);
+    self->retry_us = sk_reactor_now_us() + LISTEN_RETRY_MS * 1000;
+    sk_ipc_schedule(self->reactor, self->retry_us);
+}
+
 static void on_accept(void *arg, uint32_t events)
 {
     struct sk_socket *self = arg;
+    uint32_t most = self->reactor->connections_max + (self->door.takes_clients ? 0 : FILES_OF_LINKS);
     (void)events;
     for (unsigned i = 0; i < ACCEPT_MAX; i++) {
+        if (self->reactor->connection_count >= most) {
+            listen_later(self);
+            return;
+        }
         int fd = accept4(self->source.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
             (void)sk_connection_new(self, fd);
             continue;
         }
-        if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
-            /* nobody can come in now: look again a little later instead of all the time */
-            sk_log(SK_LEVEL_WARN, "no_descriptors", "socket=\"%s\" connections=%u", self->path,
-                   self->reactor->connection_count);
-            sk_loop_remove(&self->reactor->loop, &self->source);
-            self->retry_us = sk_reactor_now_us() + LISTEN_RETRY_MS * 1000;
-            sk_ipc_schedule(self->reactor, self->retry_us);
-        }
+        if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
+            listen_later(self);
         return;
     }
 }
@@ -68,6 +80,15 @@ static bool is_in_use(const struct sockaddr_un *address)
     return is_answered;
 }
 
+static uint32_t connections_max(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur > 1 << 20)
+        return 1 << 20;
+    return (uint32_t)(limit.rlim_cur > 2 * FILES_RESERVED ? limit.rlim_cur - FILES_RESERVED
+                                                          : limit.rlim_cur / 2);
+}
+
 enum sk_err sk_ipc_bind(struct sk_socket *self, const char *endpoint, struct sk_diag *d)
 {
     struct sockaddr_un address;
@@ -79,6 +100,7 @@ enum sk_err sk_ipc_bind(struct sk_socket *self, const char *endpoint, struct sk_
         return sk_bind_failed(d, endpoint, EADDRINUSE);
     }
     (void)unlink(self->path);
+    self->reactor->connections_max = connections_max();
     self->source = (struct sk_source){.fn = on_accept, .arg = self};
     self->source.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (self->source.fd < 0 ||

@@ -1,50 +1,20 @@
-/* One connection of ipc.c: ZMTP from bytes to messages and back.
+/* One connection of ipc.c: from bytes to messages.
  *
  * A connection reads into the reactor's scratch; what is not a whole message yet waits in a buffer of its
- * own that grows with what has come, never with what was claimed. What the peer does not take waits in
- * `out`: past OUT_PAUSE_BYTES we read nothing more from it, past OUT_BYTES_MAX its replies are dropped. */
-#include "common/shell/internal.h"
-#include "common/shell/zmtp.h"
-#include "proto/pack.h"
+ * own that grows with what has come, never with what was claimed. In a turn of the loop a connection has
+ * drain_max frames taken; where more have been read it is held for the next turn, since its descriptor says
+ * nothing about them. */
+#include "common/shell/connection.h"
+#include "common/shell/log.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/socket.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 enum {
     READS_MAX = 8, /* of one connection before the next one's turn */
-    IN_BYTES_KEPT = 64 * 1024,
-    OUT_BYTES_KEPT = 64 * 1024,
-    OUT_PAUSE_BYTES = 1 << 20,
-    OUT_BYTES_MAX = 64 << 20,      /* of one connection */
-    OUT_BYTES_ALL_MAX = 256 << 20, /* of all */
-    SLOT_BITS = 20,
-    WRITE_PARTS_MAX = 12,
-};
-
-enum state { AT_GREETING, AT_READY, OPEN, DEAD };
-
-struct sk_connection {
-    struct sk_source source;
-    struct sk_socket *socket;
-    struct sk_connection *next;      /* of the socket's links, or of the dead */
-    uint64_t serial;                 /* generation, slot */
-    enum state state;
-    bool is_link;                    /* a known process */
-    sk_peer peer;                    /* of a link */
-    uint64_t handshake_us;           /* it must be open by then */
-    uint32_t events;                 /* that the loop waits for */
-    uint8_t *in;                     /* the message that is not complete yet */
-    size_t in_size, in_capacity;
-    size_t scan;                     /* bytes of whole frames of it */
-    struct {
-        size_t at, size;
-    } parts[2];
-    unsigned part_count;
-    struct sk_buffer out;
-    size_t out_at; /* sent already */
+    IN_BYTES_ALL_MAX = 256 << 20, /* of the clients' messages that are not complete */
 };
 
 /* ---- life of a connection ---- */
@@ -53,7 +23,7 @@ static bool slots_grow(struct sk_reactor *reactor)
 {
     uint32_t slots = reactor->connection_slots == 0 ? 64 : reactor->connection_slots * 2;
     struct sk_connection **grown =
-        slots > 1U << SLOT_BITS ? NULL : realloc(reactor->connections, slots * sizeof(*grown));
+        slots > 1U << SK_SLOT_BITS ? NULL : realloc(reactor->connections, slots * sizeof(*grown));
     if (grown == NULL)
         return false;
     memset(grown + reactor->connection_slots, 0,
@@ -70,7 +40,6 @@ void sk_ipc_schedule(struct sk_reactor *reactor, uint64_t at_us)
 }
 
 static void connection_on_ready(void *arg, uint32_t events);
-static bool connection_write(struct sk_connection *self, struct iovec *parts, unsigned count);
 
 struct sk_connection *sk_connection_new(struct sk_socket *socket, int fd)
 {
@@ -84,7 +53,7 @@ struct sk_connection *sk_connection_new(struct sk_socket *socket, int fd)
          reactor->connections[slot] != NULL; slot = (slot + 1) % reactor->connection_slots)
         ;
     *self = (struct sk_connection){.socket = socket,
-                                   .serial = ++reactor->generation << SLOT_BITS | slot,
+                                   .serial = ++reactor->generation << SK_SLOT_BITS | slot,
                                    .events = EPOLLIN};
     self->source = (struct sk_source){.fd = fd, .fn = connection_on_ready, .arg = self};
     if (!sk_loop_add(&reactor->loop, &self->source, EPOLLIN))
@@ -96,7 +65,7 @@ struct sk_connection *sk_connection_new(struct sk_socket *socket, int fd)
     uint8_t greeting[SK_ZMTP_GREETING_BYTES];
     sk_zmtp_greeting(greeting);
     struct iovec part = {greeting, sizeof greeting};
-    (void)connection_write(self, &part, 1);
+    (void)sk_connection_write(self, &part, 1);
     return self;
 fail:
     free(self);
@@ -114,12 +83,40 @@ static void unlink_link(struct sk_connection *self)
     self->next = NULL;
 }
 
-static struct sk_connection *link_of(const struct sk_socket *socket, sk_peer peer)
+struct sk_connection *sk_connection_of(const struct sk_socket *socket, sk_peer peer)
 {
     struct sk_connection *at = socket->links;
     while (at != NULL && at->peer != peer)
         at = at->next;
     return at;
+}
+
+void sk_connection_hold(struct sk_connection *self)
+{
+    struct sk_reactor *reactor = self->socket->reactor;
+    if (self->is_held)
+        return;
+    self->is_held = true;
+    self->next_held = NULL;
+    if (reactor->held_last == NULL)
+        reactor->held = self;
+    else
+        reactor->held_last->next_held = self;
+    reactor->held_last = self;
+}
+
+static void unhold(struct sk_connection *self)
+{
+    struct sk_reactor *reactor = self->socket->reactor;
+    struct sk_connection **at = &reactor->held, *before = NULL;
+    while (*at != self) {
+        before = *at;
+        at = &before->next_held;
+    }
+    *at = self->next_held;
+    if (reactor->held_last == self)
+        reactor->held_last = before;
+    self->is_held = false;
 }
 
 void sk_connection_kill(struct sk_connection *self)
@@ -132,13 +129,18 @@ void sk_connection_kill(struct sk_connection *self)
     self->state = DEAD;
     sk_loop_remove(&reactor->loop, &self->source);
     close(self->source.fd);
-    reactor->out_bytes -= self->out.size - self->out_at;
-    reactor->connections[self->serial & ((1U << SLOT_BITS) - 1)] = NULL;
+    if (!self->is_link) {
+        reactor->out_bytes -= sk_connection_waiting(self);
+        reactor->in_bytes -= self->in_capacity;
+    }
+    if (self->is_held)
+        unhold(self);
+    reactor->connections[self->serial & ((1U << SK_SLOT_BITS) - 1)] = NULL;
     reactor->connection_count--;
     unlink_link(self);
     if (socket->kind == SK_SOCKET_LINK) {
         sk_ipc_retry(socket, was_open);
-    } else if (was_open && self->is_link && link_of(socket, self->peer) == NULL) {
+    } else if (was_open && self->is_link && sk_connection_of(socket, self->peer) == NULL) {
         sk_link_gone(reactor, self->peer);
     }
     self->next = reactor->dead;
@@ -156,141 +158,6 @@ void sk_ipc_reap(struct sk_reactor *reactor)
     }
 }
 
-/* ---- writing ---- */
-
-static void want(struct sk_connection *self)
-{
-    size_t waiting = self->out.size - self->out_at;
-    /* a process that waits for us while we wait for it would wait for ever: links are always read */
-    bool is_read = self->is_link || waiting <= OUT_PAUSE_BYTES;
-    uint32_t events = (waiting != 0 ? EPOLLOUT : 0) | (is_read ? EPOLLIN : 0);
-    if (events == self->events)
-        return;
-    self->events = events;
-    sk_loop_change(&self->socket->reactor->loop, &self->source, events);
-}
-
-/* What could not be sent waits: parts from byte `sent` on. */
-static bool connection_keep(struct sk_connection *self, const struct iovec *parts, unsigned count,
-                            size_t sent, size_t total)
-{
-    struct sk_reactor *reactor = self->socket->reactor;
-    size_t waiting = self->out.size - self->out_at;
-    /* of a message that was begun the rest must follow */
-    if (sent == 0 && (waiting + total > OUT_BYTES_MAX ||
-                      reactor->out_bytes + total > OUT_BYTES_ALL_MAX)) {
-        reactor->counters.dropped_slow++;
-        return false;
-    }
-    for (unsigned p = 0; p < count; p++) {
-        size_t skip = sent < parts[p].iov_len ? sent : parts[p].iov_len;
-        sk_buffer_append(&self->out, (const uint8_t *)parts[p].iov_base + skip,
-                         parts[p].iov_len - skip);
-        sent -= skip;
-    }
-    if (self->out.is_broken) {
-        sk_connection_kill(self);
-        return false;
-    }
-    reactor->out_bytes += self->out.size - self->out_at - waiting;
-    want(self);
-    return true;
-}
-
-static bool connection_write(struct sk_connection *self, struct iovec *parts, unsigned count)
-{
-    size_t total = 0, sent = 0;
-    for (unsigned p = 0; p < count; p++)
-        total += parts[p].iov_len;
-    if (self->out.size == self->out_at) {
-        struct msghdr message = {.msg_iov = parts, .msg_iovlen = count};
-        ssize_t done = sendmsg(self->source.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (done < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
-            sk_connection_kill(self);
-            return false;
-        }
-        sent = done > 0 ? (size_t)done : 0;
-        if (sent == total)
-            return true;
-    }
-    return connection_keep(self, parts, count, sent, total);
-}
-
-static void connection_flush(struct sk_connection *self)
-{
-    struct sk_reactor *reactor = self->socket->reactor;
-    size_t waiting = self->out.size - self->out_at;
-    ssize_t done = waiting == 0 ? 0
-                                : send(self->source.fd, self->out.bytes + self->out_at, waiting,
-                                       MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (done < 0) {
-        if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)
-            sk_connection_kill(self);
-        return;
-    }
-    self->out_at += (size_t)done;
-    reactor->out_bytes -= (size_t)done;
-    if (self->out_at == self->out.size) {
-        self->out_at = 0;
-        if (self->out.capacity > OUT_BYTES_KEPT)
-            sk_buffer_deinit(&self->out);
-        else
-            sk_buffer_clear(&self->out);
-    } else if (self->out_at > self->out.size / 2) {
-        memmove(self->out.bytes, self->out.bytes + self->out_at, self->out.size - self->out_at);
-        self->out.size -= self->out_at;
-        self->out_at = 0;
-    }
-    want(self);
-}
-
-static void message_write(struct sk_connection *self, bool has_delimiter,
-                          const struct sk_span *parts, unsigned part_count)
-{
-    struct iovec pieces[WRITE_PARTS_MAX];
-    uint8_t delimiter[2] = {1, 0}, head[SK_ZMTP_HEAD_BYTES_MAX]; /* an empty frame, more follows */
-    unsigned count = 0;
-    size_t size = 0;
-    struct sk_reactor *reactor = self->socket->reactor;
-    SK_CHECK(part_count + 2 <= WRITE_PARTS_MAX);
-    for (unsigned p = 0; p < part_count; p++)
-        size += parts[p].size;
-    if (has_delimiter)
-        pieces[count++] = (struct iovec){delimiter, sizeof delimiter};
-    pieces[count++] = (struct iovec){head, sk_zmtp_head(head, size, false, false)};
-    for (unsigned p = 0; p < part_count; p++)
-        if (parts[p].size != 0)
-            pieces[count++] =
-                (struct iovec){(void *)(uintptr_t)parts[p].bytes, parts[p].size};
-    if (connection_write(self, pieces, count))
-        reactor->counters.sent++;
-}
-
-void sk_ipc_send(struct sk_socket *socket, sk_peer to, const struct sk_span *parts,
-                 unsigned part_count)
-{
-    struct sk_connection *self = link_of(socket, to);
-    if (self != NULL && self->state == OPEN) {
-        message_write(self, false, parts, part_count);
-        return;
-    }
-    socket->reactor->counters.dropped_gone++;
-    if (socket->kind == SK_SOCKET_DOOR)
-        sk_link_gone(socket->reactor, to);
-}
-
-void sk_ipc_send_to_client(struct sk_reactor *reactor, uint64_t serial, bool has_delimiter,
-                           const struct sk_span *parts, unsigned part_count)
-{
-    uint32_t slot = (uint32_t)serial & ((1U << SLOT_BITS) - 1);
-    struct sk_connection *self =
-        slot < reactor->connection_slots ? reactor->connections[slot] : NULL;
-    if (self != NULL && self->serial == serial)
-        message_write(self, has_delimiter, parts, part_count);
-    else
-        reactor->counters.dropped_gone++;
-}
-
 /* ---- reading ---- */
 
 /* "worker-1.<token>" without its end; false: a stranger, whatever it calls itself. */
@@ -306,26 +173,33 @@ static bool cut_token(const struct sk_reactor *reactor, struct sk_span *identity
     return true;
 }
 
+/* What waits for it and from it counts no longer as a client's. */
+static void become_link(struct sk_connection *self)
+{
+    struct sk_socket *socket = self->socket;
+    socket->reactor->out_bytes -= sk_connection_waiting(self);
+    socket->reactor->in_bytes -= self->in_capacity;
+    self->is_link = true;
+    self->next = socket->links;
+    socket->links = self;
+}
+
 static void on_open(struct sk_connection *self, struct sk_span identity)
 {
     struct sk_socket *socket = self->socket;
     self->state = OPEN;
     if (socket->kind == SK_SOCKET_LINK) {
-        self->is_link = true;
         self->peer = socket->peer;
-        self->next = socket->links;
-        socket->links = self;
+        become_link(self);
         sk_socket_is_up(socket);
         return;
     }
-    self->is_link = cut_token(socket->reactor, &identity) &&
-                    sk_door_peer_of(&socket->door, identity, &self->peer);
-    if (!self->is_link)
+    if (!cut_token(socket->reactor, &identity) ||
+        !sk_door_peer_of(&socket->door, identity, &self->peer))
         return;
     /* a process that was started again takes the place of the one before */
-    struct sk_connection *before = link_of(socket, self->peer);
-    self->next = socket->links;
-    socket->links = self;
+    struct sk_connection *before = sk_connection_of(socket, self->peer);
+    become_link(self);
     if (before != NULL)
         sk_connection_kill(before);
 }
@@ -345,7 +219,7 @@ static void on_command(struct sk_connection *self, struct sk_span command)
     size_t size = sk_zmtp_pong(pong, command);
     struct iovec part = {pong, size};
     if (size != 0)
-        (void)connection_write(self, &part, 1);
+        (void)sk_connection_write(self, &part, 1);
 }
 
 static void on_message(struct sk_connection *self, const uint8_t *base)
@@ -377,7 +251,18 @@ static void on_greeting(struct sk_connection *self)
                                 sk_span_text(self->socket->routing_id));
     struct iovec part = {ready, size};
     self->state = AT_READY;
-    (void)connection_write(self, &part, 1);
+    (void)sk_connection_write(self, &part, 1);
+}
+
+/* What it may not be, as soon as its head is there. */
+static bool is_refused(const struct sk_connection *self, const struct sk_zmtp_frame *frame)
+{
+    size_t most = self->socket->bytes_max;
+    if (frame->size > most || self->scan + frame->size > most)
+        return true;
+    if (frame->is_command)
+        return frame->size > SK_ZMTP_COMMAND_BYTES_MAX || self->scan != 0; /* none inside a message */
+    return self->state != OPEN;
 }
 
 /* One frame at base + scan. 1: taken; 0: not all of it is there; the connection may be dead. */
@@ -386,9 +271,7 @@ static int take_frame(struct sk_connection *self, const uint8_t *base, size_t si
     struct sk_zmtp_frame frame;
     size_t at = *begin + self->scan;
     int rc = sk_zmtp_head_read(&frame, base + at, size - at);
-    if (rc < 0 || (rc > 0 && (frame.size > self->socket->bytes_max ||
-                              self->scan + frame.size > self->socket->bytes_max ||
-                              (frame.is_command && frame.size > SK_ZMTP_COMMAND_BYTES_MAX)))) {
+    if (rc < 0 || (rc > 0 && is_refused(self, &frame))) {
         self->socket->reactor->counters.refused++;
         sk_connection_kill(self);
         return 0;
@@ -396,14 +279,10 @@ static int take_frame(struct sk_connection *self, const uint8_t *base, size_t si
     if (rc == 0 || size - at - frame.head_bytes < frame.size)
         return 0;
     size_t body = at + frame.head_bytes, taken = frame.head_bytes + (size_t)frame.size;
-    if (frame.is_command && self->scan == 0) {
+    if (frame.is_command) {
         on_command(self, sk_span_of(base + body, (size_t)frame.size));
         *begin += taken;
         return 1;
-    }
-    if (frame.is_command || self->state != OPEN) {
-        sk_connection_kill(self);
-        return 0;
     }
     if (self->part_count < SK_COUNT_OF(self->parts)) {
         self->parts[self->part_count].at = self->scan + frame.head_bytes;
@@ -434,21 +313,52 @@ static size_t consume(struct sk_connection *self, const uint8_t *base, size_t si
         if (self->state != AT_READY)
             return begin;
     }
-    while (self->state != DEAD && !self->socket->reactor->is_stopped &&
-           take_frame(self, base, size, &begin) > 0)
-        ;
+    struct sk_reactor *reactor = self->socket->reactor;
+    for (unsigned i = 0; self->state != DEAD && !reactor->is_stopped; i++) {
+        self->has_unread = begin + self->scan < size &&
+                           (i == reactor->drain_max || sk_connection_is_paused(self));
+        if (self->has_unread || take_frame(self, base, size, &begin) == 0)
+            break;
+    }
+    if (self->state != DEAD && self->has_unread && !sk_connection_is_paused(self))
+        sk_connection_hold(self); /* else when it has taken what waits for it */
     return begin;
+}
+
+/* Of those who have begun a message and do not end it, the first one. */
+static struct sk_connection *oldest_half(const struct sk_connection *but)
+{
+    const struct sk_reactor *reactor = but->socket->reactor;
+    struct sk_connection *oldest = NULL;
+    for (uint32_t slot = 0; slot < reactor->connection_slots; slot++) {
+        struct sk_connection *at = reactor->connections[slot];
+        if (at != NULL && at != but && !at->is_link && at->in_capacity != 0 &&
+            (oldest == NULL || at->in_order < oldest->in_order))
+            oldest = at;
+    }
+    return oldest;
 }
 
 static bool in_reserve(struct sk_connection *self, size_t capacity)
 {
+    struct sk_reactor *reactor = self->socket->reactor;
     if (capacity <= self->in_capacity)
         return true;
+    size_t more = capacity - self->in_capacity;
+    while (!self->is_link && reactor->in_bytes + more > IN_BYTES_ALL_MAX) {
+        struct sk_connection *oldest = oldest_half(self);
+        if (oldest == NULL)
+            break; /* one alone has its own limit */
+        sk_log(SK_LEVEL_WARN, "half_a_message", "socket=\"%s\" bytes=%zu", oldest->socket->path,
+               oldest->in_size);
+        sk_connection_kill(oldest);
+    }
     uint8_t *grown = realloc(self->in, capacity);
     if (grown == NULL)
         return false;
     self->in = grown;
     self->in_capacity = capacity;
+    reactor->in_bytes += self->is_link ? 0 : more;
     return true;
 }
 
@@ -461,15 +371,28 @@ static bool in_keep(struct sk_connection *self, const uint8_t *rest, size_t size
         return false;
     memcpy(self->in, rest, size);
     self->in_size = size;
+    self->in_order = ++self->socket->reactor->in_order;
     return true;
 }
 
-static void in_taken(struct sk_connection *self, size_t taken)
+/* Takes what is whole of `in`. */
+static void in_consume(struct sk_connection *self)
 {
-    self->in_size -= taken;
-    if (self->in_size != 0 && taken != 0)
-        memmove(self->in, self->in + taken, self->in_size);
-    if (self->in_size == 0 && self->in_capacity > IN_BYTES_KEPT) {
+    struct sk_reactor *reactor = self->socket->reactor;
+    size_t taken = consume(self, self->in + self->in_at, self->in_size - self->in_at);
+    if (self->state == DEAD)
+        return;
+    if (taken != 0)
+        self->in_order = ++reactor->in_order;
+    self->in_at += taken;
+    if (self->has_unread)
+        return; /* the rest is moved once, when there is only half a message of it */
+    self->in_size -= self->in_at;
+    if (self->in_size != 0 && self->in_at != 0)
+        memmove(self->in, self->in + self->in_at, self->in_size);
+    self->in_at = 0;
+    if (self->in_size == 0) {
+        reactor->in_bytes -= self->is_link ? 0 : self->in_capacity;
         free(self->in);
         self->in = NULL;
         self->in_capacity = 0;
@@ -501,21 +424,34 @@ static bool connection_read(struct sk_connection *self)
             sk_connection_kill(self);
     } else {
         self->in_size += size;
-        size_t taken = consume(self, self->in, self->in_size);
-        if (self->state != DEAD)
-            in_taken(self, taken);
+        in_consume(self);
     }
-    return self->state != DEAD && size == room && (self->events & EPOLLIN) != 0;
+    return self->state != DEAD && size == room;
 }
 
 static void connection_on_ready(void *arg, uint32_t events)
 {
     struct sk_connection *self = arg;
     if ((events & EPOLLOUT) != 0)
-        connection_flush(self);
-    if (self->state != DEAD && (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0)
-        for (unsigned i = 0; i < READS_MAX && connection_read(self); i++)
-            ;
+        sk_connection_flush(self);
+    if (self->state != DEAD && (events & (EPOLLHUP | EPOLLERR)) != 0 && sk_connection_is_paused(self))
+        sk_connection_kill(self); /* it has gone without its answers */
+    for (unsigned i = 0; i < READS_MAX && self->state != DEAD && !self->has_unread &&
+                         !sk_connection_is_paused(self) && connection_read(self);
+         i++)
+        ;
+}
+
+void sk_connections_look(struct sk_reactor *reactor)
+{
+    struct sk_connection *last = reactor->held_last, *self;
+    while ((self = reactor->held) != NULL && last != NULL) {
+        if (self == last || !last->is_held)
+            last = NULL; /* what is held from here on is for the next turn */
+        unhold(self);
+        if (!sk_connection_is_paused(self))
+            in_consume(self);
+    }
 }
 
 uint64_t sk_connections_on_time(struct sk_reactor *reactor, uint64_t now_us)

@@ -290,12 +290,13 @@ void sk_reactor_set_core(struct sk_reactor *self, const struct sk_reactor_core *
 int sk_reactor_run(struct sk_reactor *self)
 {
     turn(self); /* arms the core's first timer */
-    bool has_more = sk_sockets_look(self);
     while (!self->is_stopped) {
+        bool has_more = self->held != NULL || sk_sockets_are_dirty(self); /* also by the last turn */
         sk_loop_once(&self->loop, !has_more);
         if (self->is_stopped)
             break;
-        has_more = sk_sockets_look(self);
+        sk_connections_look(self);
+        sk_sockets_look(self);
         turn(self);
     }
     return self->status;

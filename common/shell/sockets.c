@@ -512,9 +512,8 @@ static bool drain(struct sk_socket *self)
     return true;
 }
 
-bool sk_sockets_look(struct sk_reactor *reactor)
+void sk_sockets_look(struct sk_reactor *reactor)
 {
-    bool has_more = false;
     for (unsigned i = 0; i < reactor->socket_count; i++) {
         struct sk_socket *self = reactor->sockets[i];
         if (!self->is_dirty || self->kind == SK_SOCKET_PUBLISHER)
@@ -522,7 +521,13 @@ bool sk_sockets_look(struct sk_reactor *reactor)
         self->is_dirty = false;
         if (drain(self))
             self->is_dirty = true;
-        has_more = has_more || self->is_dirty; /* or it was sent on by what came */
     }
-    return has_more;
+}
+
+bool sk_sockets_are_dirty(const struct sk_reactor *reactor)
+{
+    for (unsigned i = 0; i < reactor->socket_count; i++)
+        if (reactor->sockets[i]->is_dirty && reactor->sockets[i]->kind != SK_SOCKET_PUBLISHER)
+            return true;
+    return false;
 }

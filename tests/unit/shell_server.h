@@ -312,7 +312,13 @@ static inline int server_start(void **state, size_t message_bytes_max)
     snprintf(self->hints_ipc, sizeof self->hints_ipc, "ipc://%s/hints.ipc", self->dir);
     self->message_bytes_max = message_bytes_max;
     zmq_curve_keypair(self->keys.public_key, self->keys.secret_key);
-    assert_int_equal(sk_zap_new(&self->zap, &d), SK_ERR_OK);
+    /* the name of the one before is free some time after it was closed */
+    enum sk_err zap = sk_zap_new(&self->zap, &d);
+    for (int i = 0; i < WAIT_MS && zap == SK_ERR_UNAVAILABLE; i++) {
+        usleep(1000);
+        zap = sk_zap_new(&self->zap, &d);
+    }
+    assert_int_equal(zap, SK_ERR_OK);
     pthread_barrier_init(&self->is_up, NULL, 2);
     context = zmq_ctx_new();
     pthread_create(&self->thread, NULL, run_server, self);
