@@ -132,6 +132,37 @@ static void a_delete_says_what_was_there_and_leaves_a_tombstone_until_the_id_ret
     world_verify(w, 0);
 }
 
+/* Records that come and go leave a bounded trace. */
+static void tombstones_are_kept_up_to_a_number(void **state)
+{
+    struct world *w = *state;
+    struct sk_store_stats stats;
+    struct sk_record record;
+    uint32_t row;
+    for (uint64_t from = 0; from < 90000; from += 10000) {
+        world_begin(w);
+        for (uint64_t id = from; id < from + 10000; id++) {
+            (void)world_upsert(w, id, id);
+            if (id % 10000 != 0) { /* one stays, in the way of a look at the log */
+                struct sk_change change = world_delete(w, id);
+                assert_ok(sk_store_release_row(w->store, change.old_row, &w->d));
+            }
+        }
+        if (from == 50000)
+            sk_store_abort(w->store);
+        else
+            world_commit(w);
+    }
+    world_read(w);
+    assert_ok(sk_store_get_stats(w->reader, &stats, &w->d));
+    assert_int_equal(stats.records, 8);
+    assert_true(stats.tombstones >= 60000 && stats.tombstones <= 65536);
+    assert_true(world_find(w, 80000, &row, &record));
+    assert_false(world_find(w, 80001, &row, &record));
+    sk_store_read_end(w->reader);
+    world_verify(w, 0);
+}
+
 static struct sk_span packed_pairs(struct sk_buffer *to, const char *a, int64_t x, const char *b,
                                    int64_t y)
 {
@@ -587,6 +618,7 @@ int main(void)
         TEST(an_upsert_over_a_record_takes_another_row_and_names_the_old_life),
         TEST(a_row_is_used_again_only_after_it_was_released),
         TEST(a_delete_says_what_was_there_and_leaves_a_tombstone_until_the_id_returns),
+        TEST(tombstones_are_kept_up_to_a_number),
         TEST(set_payload_keeps_row_and_birth_and_gives_a_new_version),
         TEST(a_payload_merged_past_its_limit_is_refused_and_nothing_changes),
         TEST(versions_rise_over_clock_jumps_and_reopening),

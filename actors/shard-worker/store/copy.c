@@ -155,32 +155,6 @@ static int drop_blocks(struct sk_store *self, unsigned field, uint32_t *from, bo
     return *is_end ? 0 : rc;
 }
 
-/* A tombstone may go once every member has seen it (frontier rule). This shard has one member. */
-static int drop_tombstones(struct sk_store *self, bool *is_end)
-{
-    MDB_cursor *cursor = NULL;
-    MDB_val key, value;
-    int rc = mdb_cursor_open(self->txn, self->tables[T_TOMBS], &cursor);
-    if (rc != 0)
-        return rc;
-    rc = mdb_cursor_get(cursor, &key, &value, MDB_FIRST);
-    for (unsigned n = 0; rc == 0 && n < TOMBSTONES_A_STEP; n++) {
-        struct stored_tombstone tomb;
-        if (value.mv_size == sizeof tomb) {
-            memcpy(&tomb, value.mv_data, sizeof tomb);
-            MDB_val lseq = sk_val(&tomb.lseq, sizeof tomb.lseq);
-            rc = mdb_del(self->txn, self->tables[T_LOG], &lseq, NULL);
-        }
-        if (rc == 0 || rc == MDB_NOTFOUND)
-            rc = mdb_cursor_del(cursor, 0);
-        if (rc == 0)
-            rc = mdb_cursor_get(cursor, &key, &value, MDB_FIRST);
-    }
-    mdb_cursor_close(cursor);
-    *is_end = rc == MDB_NOTFOUND;
-    return *is_end ? 0 : rc;
-}
-
 /* What nobody needs any more is not copied. In steps: a full disk has room for small ones only. */
 static enum sk_err drop_what_is_gone(struct sk_store *self, struct sk_diag *d)
 {
@@ -191,7 +165,7 @@ static enum sk_err drop_what_is_gone(struct sk_store *self, struct sk_diag *d)
         if (err != SK_ERR_OK)
             return err;
         int rc = part < self->schema.vector_count ? drop_blocks(self, part, &from, &is_end)
-                                                  : drop_tombstones(self, &is_end);
+                                                  : sk_tombs_drop_some(self, TOMBSTONES_A_STEP, &is_end);
         err = rc == 0 ? sk_store_commit(self, d) : sk_store_fail(self, rc, "compact", d);
         sk_store_abort(self);
         if (err != SK_ERR_OK)

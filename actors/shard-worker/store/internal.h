@@ -6,7 +6,7 @@
  *   ids      canonical id -> row u32
  *   records  row u32 -> struct stored_record, registers, context, id, payload
  *   vectors  field << 32 | block -> the vectors of `block_rows` rows, one after the other
- *   log      lseq u64 -> row u32 (one row per record, at its latest change), or 'T' + id of a tombstone
+ *   log      lseq u64 -> 'R' + row u32 (one per record, at its latest change), or 'T' + id of a tombstone
  *   births   birth lseq u64 -> row u32
  *   tombs    canonical id -> struct stored_tombstone
  *   free     row u32 -> nothing
@@ -123,6 +123,7 @@ struct sk_store {
     struct open_block blocks[SK_VECTOR_FIELDS_MAX];
     struct index_changes changes;
     struct sk_buffer scratch;
+    uint64_t tombs_from, tombs_from_before; /* where the search for old tombstones goes on in the log */
     /* counters of meta, read at begin and written at commit */
     uint64_t actor;
     struct stored_counters counters;
@@ -191,6 +192,14 @@ static inline uint64_t sk_block_key(unsigned field, uint32_t block)
     return (uint64_t)field << 32 | block;
 }
 
+/* tombs.c */
+/* A record was deleted: its tombstone, and its change in the log. */
+enum sk_err sk_tombs_put(struct sk_store *self, const struct sk_id *id,
+                         const struct stored_version *version, struct sk_diag *d);
+enum sk_err sk_tombs_forget(struct sk_store *self, const struct sk_id *id, struct sk_diag *d);
+/* For compact: a number of LMDB's. */
+int sk_tombs_drop_some(struct sk_store *self, unsigned count, bool *is_end);
+
 /* payload_index.c */
 enum { KEY_ALL = 0, KEY_EXISTS = 2, KEY_VALUE = 3 };
 /* Writes the part of the key before the chunk; returns its size. */
@@ -238,6 +247,13 @@ static inline MDB_val sk_val(const void *bytes, size_t size)
         void *out; /* LMDB takes what it does not change as void * */
     } pun = {bytes};
     return (MDB_val){.mv_size = size, .mv_data = pun.out};
+}
+/* What the log says of a record. */
+enum { LOG_ROW_BYTES = 5 };
+static inline void sk_log_row(uint8_t out[LOG_ROW_BYTES], uint32_t row)
+{
+    out[0] = 'R';
+    memcpy(out + 1, &row, sizeof row);
 }
 static inline uint64_t sk_get_be(const uint8_t *at, size_t size)
 {

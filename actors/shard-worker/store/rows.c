@@ -138,10 +138,18 @@ static enum sk_err take_row(struct sk_store *self, uint32_t *row, struct sk_diag
     return rc == 0 ? SK_ERR_OK : sk_store_fail(self, rc, "free", d);
 }
 
-static int put_u64_u32(struct sk_store *self, enum table table, uint64_t from, uint32_t to)
+static int put_birth(struct sk_store *self, uint64_t lseq, uint32_t row)
 {
-    MDB_val key = sk_val(&from, sizeof from), value = sk_val(&to, sizeof to);
-    return mdb_put(self->txn, self->tables[table], &key, &value, MDB_APPEND);
+    MDB_val key = sk_val(&lseq, sizeof lseq), value = sk_val(&row, sizeof row);
+    return mdb_put(self->txn, self->tables[T_BIRTHS], &key, &value, MDB_APPEND);
+}
+
+static int put_log(struct sk_store *self, uint64_t lseq, uint32_t row)
+{
+    uint8_t named[LOG_ROW_BYTES];
+    sk_log_row(named, row);
+    MDB_val key = sk_val(&lseq, sizeof lseq), value = sk_val(named, sizeof named);
+    return mdb_put(self->txn, self->tables[T_LOG], &key, &value, MDB_APPEND);
 }
 
 static int del_u64(struct sk_store *self, enum table table, uint64_t number)
@@ -276,22 +284,6 @@ static enum sk_err retire_id(struct sk_store *self, const struct sk_id *id,
     return retire_row(self, row, &view, change, d);
 }
 
-static enum sk_err forget_tombstone(struct sk_store *self, const struct sk_id *id, struct sk_diag *d)
-{
-    MDB_val key = sk_val(id->bytes, id->size), value;
-    struct stored_tombstone tomb;
-    int rc = mdb_get(self->txn, self->tables[T_TOMBS], &key, &value);
-    if (rc == MDB_NOTFOUND)
-        return SK_ERR_OK;
-    if (rc == 0 && value.mv_size == sizeof tomb) {
-        memcpy(&tomb, value.mv_data, sizeof tomb);
-        rc = del_u64(self, T_LOG, tomb.lseq);
-    }
-    if (rc == 0)
-        rc = mdb_del(self->txn, self->tables[T_TOMBS], &key, NULL);
-    return rc == 0 ? SK_ERR_OK : sk_store_fail(self, rc, "tombs", d);
-}
-
 enum sk_err sk_store_upsert(struct sk_store *self, const struct sk_row *row,
                             struct sk_change *change, struct sk_diag *d)
 {
@@ -300,7 +292,7 @@ enum sk_err sk_store_upsert(struct sk_store *self, const struct sk_row *row,
     SK_CHECK(self->txn != NULL);
     enum sk_err err = retire_id(self, &row->id, change, d);
     if (err == SK_ERR_NOT_FOUND)
-        err = forget_tombstone(self, &row->id, d);
+        err = sk_tombs_forget(self, &row->id, d);
     if (err != SK_ERR_OK)
         return err;
     uint32_t fresh = self->counters.row_end;
@@ -332,9 +324,9 @@ enum sk_err sk_store_upsert(struct sk_store *self, const struct sk_row *row,
     MDB_val key = sk_val(row->id.bytes, row->id.size), value = sk_val(&change->row, 4);
     int rc = mdb_put(self->txn, self->tables[T_IDS], &key, &value, 0);
     if (rc == 0)
-        rc = put_u64_u32(self, T_LOG, change->lseq, change->row);
+        rc = put_log(self, change->lseq, change->row);
     if (rc == 0)
-        rc = put_u64_u32(self, T_BIRTHS, change->lseq, change->row);
+        rc = put_birth(self, change->lseq, change->row);
     if (rc == 0)
         rc = put_expiry(self, head.expiry_us, change->row, true);
     if (rc != 0)
@@ -361,20 +353,11 @@ enum sk_err sk_store_delete(struct sk_store *self, const struct sk_id *id, struc
         return err;
     struct stored_version version;
     next_version(self, &version, 0);
-    struct stored_tombstone tomb = {version.hlc, version.actor, version.seq, ++self->counters.lseq};
-    MDB_val key = sk_val(id->bytes, id->size), value = sk_val(&tomb, sizeof tomb);
+    MDB_val key = sk_val(id->bytes, id->size);
     int rc = mdb_del(self->txn, self->tables[T_IDS], &key, NULL);
-    if (rc == 0)
-        rc = mdb_put(self->txn, self->tables[T_TOMBS], &key, &value, 0);
-    uint8_t named[1 + SK_ID_BYTES_MAX] = {'T'};
-    memcpy(named + 1, id->bytes, id->size);
-    key = sk_val(&tomb.lseq, sizeof tomb.lseq);
-    value = sk_val(named, 1 + (size_t)id->size);
-    if (rc == 0)
-        rc = mdb_put(self->txn, self->tables[T_LOG], &key, &value, MDB_APPEND);
     if (rc != 0)
-        return sk_store_fail(self, rc, "tombs", d);
-    return SK_ERR_OK;
+        return sk_store_fail(self, rc, "ids", d);
+    return sk_tombs_put(self, id, &version, d);
 }
 
 /* A merged map has a head of five bytes; in its shortest form it has the hash of an equal upsert. */
@@ -441,7 +424,7 @@ enum sk_err sk_store_set_payload(struct sk_store *self, const struct sk_id *id,
         return err;
     rc = del_u64(self, T_LOG, before);
     if (rc == 0)
-        rc = put_u64_u32(self, T_LOG, head.lseq, row);
+        rc = put_log(self, head.lseq, row);
     *was_there = rc == 0;
     return rc == 0 ? SK_ERR_OK : sk_store_fail(self, rc, "log", d);
 }

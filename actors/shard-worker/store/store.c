@@ -300,6 +300,7 @@ enum sk_err sk_store_begin(struct sk_store *self, uint64_t wall_us, bool is_reli
         return sk_store_corrupt(d, "meta", 0, "counters are missing");
     }
     self->wall_us = wall_us;
+    self->tombs_from_before = self->tombs_from;
     return SK_ERR_OK;
 }
 
@@ -326,13 +327,18 @@ enum sk_err sk_store_commit(struct sk_store *self, struct sk_diag *d)
     int rc = mdb_txn_commit(self->txn);
     self->txn = NULL;
     sk_blocks_forget(self);
-    return rc == 0 ? SK_ERR_OK : sk_store_fail(self, rc, "commit", d);
+    if (rc == 0)
+        return SK_ERR_OK;
+    self->tombs_from = self->tombs_from_before;
+    return sk_store_fail(self, rc, "commit", d);
 }
 
 void sk_store_abort(struct sk_store *self)
 {
-    if (self->txn != NULL)
+    if (self->txn != NULL) {
         mdb_txn_abort(self->txn);
+        self->tombs_from = self->tombs_from_before;
+    }
     self->txn = NULL;
     sk_blocks_forget(self);
     sk_index_forget(self);

@@ -139,8 +139,10 @@ static enum sk_err check_record(struct checking *self, MDB_val key, MDB_val valu
     uint32_t row;
     struct record_view view;
     struct stored_version version;
+    uint8_t named[LOG_ROW_BYTES];
     const struct sk_store *store = self->store;
     memcpy(&row, key.mv_data, sizeof row);
+    sk_log_row(named, row);
     enum sk_err err = sk_record_parse(&view, value, row, self->d);
     if (err != SK_ERR_OK)
         return err;
@@ -157,7 +159,7 @@ static enum sk_err check_record(struct checking *self, MDB_val key, MDB_val valu
         return corrupt(self, "ids", row, "the record's id does not lead to it");
     if (view.head.lseq > store->counters.lseq || view.head.birth_lseq > view.head.lseq)
         return corrupt(self, "records", row, "its change is in the future");
-    if (!has(self, T_LOG, &view.head.lseq, 8, &row, sizeof row))
+    if (!has(self, T_LOG, &view.head.lseq, 8, named, sizeof named))
         return corrupt(self, "log", row, "the record's last change is not in it");
     if (!has(self, T_BIRTHS, &view.head.birth_lseq, 8, &row, sizeof row))
         return corrupt(self, "births", row, "the record's birth is not in it");
