@@ -17,8 +17,8 @@ TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LOGS = os.path.join(TOP, "build", "test-logs")
 PYTHON = "/usr/bin/python3"
 
-# The folders of sources whose unit tests start threads; ThreadSanitizer runs these.
-THREADED = r"unit\.(index|shell|client|worker|gateway|supervisor|store)"
+# The unit tests that start threads; ThreadSanitizer runs these.
+THREADED = r"unit\.(\w+_threads|shell_\w+|client_\w+|index_library)"
 MUTANTS = ("ack_before_commit", "skip_fsync", "lost_delete", "stale_index_after_restart", "late_copy_applied_twice")
 PROGRAMS = ("skerry_cli", "skerry-supervisor", "skerry-metadata-keeper", "skerry-router", "skerry-shard-worker",
             "skerry-gateway")
@@ -215,7 +215,7 @@ def part_sim(run):
                 3600 if run.is_long else 600)
     if run.wants("sim", "sim.asan"):
         folder = run.builder.build("asan", is_sim)
-        program(run, "sim.asan", [program_of("asan", "sim", folder), "--seeds", "1000" if run.is_long else "60"],
+        program(run, "sim.asan", [program_of("asan", "sim", folder), "--seeds", "3000" if run.is_long else "150"],
                 1800, ASAN)
 
 

@@ -16,6 +16,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from harness import Node, pack_vectors, vector_of    # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+GRAPH_ROWS = 1500
 UUID = "6f1e5a34-0c2b-4d7e-9a80-%012x"
 
 
@@ -39,10 +40,18 @@ def write(client):
                 vectors={"a": pack_vectors([vector_of(i, 4) for i in range(40)]),
                          "b": pack_vectors([vector_of(i + 500, 3) for i in range(40)])})
     client.call("create_collection", collection="graph", vectors={"dim": 4, "metric": "cosine", "index": {"type": "hnsw", "m": 4}})
-    for at in range(0, 5000, 1000):
-        client.call("upsert", collection="graph", ids=list(range(at, at + 1000)),
-                    vectors=pack_vectors([vector_of(i, 4) for i in range(at, at + 1000)]))
-    client.call("delete", collection="graph", ids=list(range(0, 5000, 50)))
+    client.call("upsert", collection="graph", ids=list(range(GRAPH_ROWS)),
+                vectors=pack_vectors([vector_of(i, 4) for i in range(GRAPH_ROWS)]))
+    client.call("delete", collection="graph", ids=list(range(0, GRAPH_ROWS, 50)))
+
+
+def write_more(client):
+    """After the checkpoint that a clean stop writes: what the next start must replay."""
+    some = list(range(GRAPH_ROWS, GRAPH_ROWS + 200))
+    client.call("upsert", collection="graph", ids=some, vectors=pack_vectors([vector_of(i, 4) for i in some]))
+    client.call("delete", collection="graph", ids=list(range(1, GRAPH_ROWS, 50)))
+    client.call("wait", 60000, collection="graph", **{"for": "indexed"})
+    client.call("upsert", collection="graph", ids=[5], vectors=[vector_of(5, 4)], payloads=[{"last": True}])
 
 
 def everything(client):
@@ -76,8 +85,12 @@ def main():
         version = client.call("ping")["version"]
         write(client)
         client.call("wait", 60000, collection="graph", **{"for": "indexed"})
-        wanted = everything(client)
         node.stop()
+        node.start()
+        client = node.client()
+        write_more(client)
+        wanted = everything(client)
+        node.kill_everything()
         with open(os.path.join(node.dir, "wanted.json"), "w") as file:
             json.dump(wanted, file, separators=(",", ":"))
         path = os.path.join(HERE, f"data-{version}.tar.xz")
@@ -86,7 +99,7 @@ def main():
             for folder, folders, files in os.walk(os.path.join(node.dir, "data")):
                 folders.sort()
                 for name in sorted(files):
-                    if not name.startswith("lock"):
+                    if not name.startswith("lock") and name != "reserve":
                         full = os.path.join(folder, name)
                         tar.add(full, os.path.relpath(full, node.dir))
         print(path, os.path.getsize(path))
