@@ -65,7 +65,7 @@ struct sk_worker_config {
     uint64_t memory_bytes_max;  /* budget of a collection that has none of its own; 0 = no bound */
     const char *kernels;        /* set of vector kernels (copied); NULL: the best that is here */
     uint64_t map_bytes_max;    /* address space of a shard's file; 0 = the store's default */
-    bool no_sync;              /* tests/sim only: commits without fsync */
+    bool no_sync;              /* tests only: commits without fsync */
 };
 
 /* What the shell shows in `status`, logs and metrics. */
