@@ -1,5 +1,6 @@
 #include "proto/filter.h"
 #include "common/base/utf8.h"
+#include "proto/codec.h"
 
 #include <math.h>
 
@@ -32,6 +33,24 @@ static enum sk_err new_node(struct parser *self, struct sk_filter **out, struct 
     if (*out == NULL)
         return sk_fail(d, SK_ERR_NOMEM, "no memory for a filter");
     return SK_ERR_OK;
+}
+
+/* A name that is not there: says which, the closest and all there are. */
+static enum sk_err unknown(struct parser *self, struct sk_span key, const char *const *known,
+                           size_t count, struct sk_diag *d)
+{
+    char text[SK_DIAG_TEXT_BYTES];
+    const char *closest = sk_closest(key, known, count);
+    bool is_shown = sk_utf8_valid(key);
+    int used =
+        snprintf(text, sizeof text, "no name '%.*s' here%s%s%s; there are",
+                 (int)(key.size > 40 ? 40 : key.size), is_shown ? (const char *)key.bytes : "?",
+                 closest != NULL ? "; the closest name is '" : "", closest != NULL ? closest : "",
+                 closest != NULL ? "'" : "");
+    for (size_t i = 0; i < count && (size_t)used < sizeof text; i++)
+        used +=
+            snprintf(text + used, sizeof text - (size_t)used, "%s %s", i == 0 ? "" : ",", known[i]);
+    return bad(self, SK_ERR_UNKNOWN_FIELD, d, text);
 }
 
 /* Appends ".name" or "[n]"; returns the length to cut back to. */
@@ -127,6 +146,7 @@ static enum sk_err parse_any(struct parser *self, struct sk_reader *from, bool i
 static enum sk_err parse_range(struct parser *self, struct sk_reader *from, struct sk_filter *out,
                                struct sk_diag *d)
 {
+    static const char *const bounds[] = {"gt", "gte", "lt", "lte"};
     uint32_t count;
     out->kind = SK_FILTER_RANGE;
     enum sk_err err = read_map_head(self, from, &count, "range wants {gt, gte, lt, lte}", d);
@@ -139,7 +159,7 @@ static enum sk_err parse_range(struct parser *self, struct sk_reader *from, stru
             break;
         bool is_low = sk_span_is(key, "gt") || sk_span_is(key, "gte");
         if (!is_low && !sk_span_is(key, "lt") && !sk_span_is(key, "lte"))
-            return bad(self, SK_ERR_UNKNOWN_FIELD, d, "range has gt, gte, lt and lte only");
+            return unknown(self, key, bounds, SK_COUNT_OF(bounds), d);
         enum sk_bound *bound = is_low ? &out->u.range.low : &out->u.range.high;
         if (*bound != SK_BOUND_NONE)
             return bad(self, SK_ERR_INVALID, d, "one end of the range is given twice");
@@ -158,6 +178,7 @@ static enum sk_err parse_range(struct parser *self, struct sk_reader *from, stru
 static enum sk_err parse_radius(struct parser *self, struct sk_reader *from, struct sk_filter *out,
                                 struct sk_diag *d)
 {
+    static const char *const radius_keys[] = {"center", "radius_m"};
     uint32_t count;
     bool has_center = false, has_radius = false;
     out->kind = SK_FILTER_GEO_RADIUS;
@@ -179,7 +200,7 @@ static enum sk_err parse_radius(struct parser *self, struct sk_reader *from, str
                  !(out->u.radius.radius_m >= 0) || !isfinite(out->u.radius.radius_m)))
                 err = bad(self, SK_ERR_INVALID, d, "radius_m wants metres, 0 or more");
         } else {
-            err = bad(self, SK_ERR_UNKNOWN_FIELD, d, "geo_radius has center and radius_m only");
+            err = unknown(self, key, radius_keys, SK_COUNT_OF(radius_keys), d);
         }
     }
     if (err == SK_ERR_OK && (!has_center || !has_radius))
@@ -190,6 +211,7 @@ static enum sk_err parse_radius(struct parser *self, struct sk_reader *from, str
 static enum sk_err parse_box(struct parser *self, struct sk_reader *from, struct sk_filter *out,
                              struct sk_diag *d)
 {
+    static const char *const box_keys[] = {"min", "max"};
     uint32_t count;
     unsigned seen = 0;
     out->kind = SK_FILTER_GEO_BOX;
@@ -206,7 +228,7 @@ static enum sk_err parse_box(struct parser *self, struct sk_reader *from, struct
             seen |= 2;
             err = read_degrees(self, from, &out->u.box.lat_max, &out->u.box.lon_max, d);
         } else {
-            err = bad(self, SK_ERR_UNKNOWN_FIELD, d, "geo_box has min and max only");
+            err = unknown(self, key, box_keys, SK_COUNT_OF(box_keys), d);
         }
     }
     if (err == SK_ERR_OK && seen != 3)
@@ -268,6 +290,9 @@ static enum sk_err parse_key(struct parser *self, struct sk_reader *from, struct
 static enum sk_err parse_test(struct parser *self, struct sk_reader *from, struct sk_span name,
                               struct sk_filter *out, struct sk_diag *d)
 {
+    static const char *const known[] = {"key",        "match",   "any",     "range",
+                                        "geo_radius", "geo_box", "exists",  "ids",
+                                        "must",       "should",  "must_not"};
     if (sk_span_is(name, "match"))
         return parse_any(self, from, true, out, d);
     if (sk_span_is(name, "any"))
@@ -289,9 +314,7 @@ static enum sk_err parse_test(struct parser *self, struct sk_reader *from, struc
         out->u.exists = value.boolean;
         return err;
     }
-    return bad(self, SK_ERR_UNKNOWN_FIELD, d,
-               "a condition has key and one of match, any, range, geo_radius, geo_box, exists; or "
-               "ids; or must, should, must_not");
+    return unknown(self, name, known, SK_COUNT_OF(known), d);
 }
 
 static enum sk_err parse_condition(struct parser *self, struct sk_reader *from, unsigned depth,
@@ -394,8 +417,7 @@ static enum sk_err parse_group(struct parser *self, struct sk_reader *from, unsi
             name = "must_not", list = &out->u.group.must_not;
             list_count = &out->u.group.must_not_count;
         } else {
-            return bad(self, SK_ERR_UNKNOWN_FIELD, d,
-                       "a filter has must, should and must_not only");
+            return unknown(self, key, group_keys, SK_COUNT_OF(group_keys), d);
         }
         size_t cut = enter(self, name, 0);
         err = parse_list(self, from, depth - 1, list, list_count, d);

@@ -155,6 +155,13 @@ enum sk_err sk_payload_check(struct sk_span payload, struct sk_diag *d)
 enum sk_err sk_payload_check_types(const struct sk_schema *schema, struct sk_span payload,
                                    struct sk_diag *d)
 {
+    static const char *const wanted[] = {
+        [SK_PAYLOAD_KEYWORD] = "text",
+        [SK_PAYLOAD_INTEGER] = "an integer of 64 bits, signed",
+        [SK_PAYLOAD_FLOAT] = "a number",
+        [SK_PAYLOAD_BOOL] = "true or false",
+        [SK_PAYLOAD_DATETIME] = "RFC 3339 text or microseconds since 1970",
+        [SK_PAYLOAD_GEO] = "{lat, lon} in degrees, -90 to 90 and -180 to 180"};
     enum sk_err err = sk_payload_check(payload, d);
     if (err != SK_ERR_OK)
         return err;
@@ -168,10 +175,10 @@ enum sk_err sk_payload_check_types(const struct sk_schema *schema, struct sk_spa
         sk_elements_begin(&elements, value);
         while (sk_elements_next(&elements, &element))
             if (element.bytes[0] != 0xC0 && !sk_typed_from(field->kind, element, &typed))
-                return sk_fail_field(d, SK_ERR_INVALID, field->name,
-                                     "payload field '%s' is declared %s and has a value of another "
-                                     "type",
-                                     field->name, sk_payload_kind_name(field->kind));
+                return sk_fail_field(
+                    d, SK_ERR_INVALID, field->name,
+                    "payload field '%s' is declared %s and wants %s, or an array of such",
+                    field->name, sk_payload_kind_name(field->kind), wanted[field->kind]);
     }
     return SK_ERR_OK;
 }

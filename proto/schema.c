@@ -216,12 +216,18 @@ static enum sk_err read_vectors(struct sk_schema *out, struct sk_span packed, st
                              "vectors wants {dim, metric, index} or a map: name -> that");
     struct sk_reader peek = from;
     struct sk_span key;
-    bool is_single = true;
+    bool is_single =
+        false; /* a map beside a reserved name is a vector field, a number or text a parameter */
     for (uint32_t i = 0; i < head.count && err == SK_ERR_OK; i++) {
+        struct sk_value value;
         err = sk_read_key(&peek, &key, d);
+        struct sk_reader at = peek;
+        if (err == SK_ERR_OK)
+            err = sk_read(&at, &value, d);
         if (err == SK_ERR_OK)
             err = sk_skip(&peek, SK_PACK_DEPTH_MAX, d);
-        is_single = is_single && is_reserved(key);
+        if (err == SK_ERR_OK && is_reserved(key) && value.kind != SK_VALUE_MAP)
+            is_single = true;
     }
     if (err != SK_ERR_OK)
         return err;
