@@ -36,6 +36,12 @@ def corpora():
                         "keys": [{"name": "admin", "public_key": "k" * 40, "role": "admin"}]}),
                   pack({"version": 1, "node_id": 1, "collections": [], "keys": []})]
     yield "link", [b"SLK1" + bytes([kind, 0, 3, 1]) + bytes(range(72)) + b"body" for kind in range(1, 7)]
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01NULL" + bytes(48)
+    req = b"\4\x19\5READY\x0bSocket-Type\0\0\0\3REQ"
+    worker = b"\4\x31\5READY\x0bSocket-Type\0\0\0\6DEALER\x08Identity\0\0\0\x08worker-1"
+    yield "zmtp", [b"\0" + greeting + req + b"\1\0\0\5hello", b"\0" + greeting + worker + b"\0\5hello",
+                   b"\1" + b"\4\x0a\4PINGxxabc\0\5hello" * 3, b"\3\2\0\0\0\0\0\0\0\3you\1\0\1\1a\0\0",
+                   b"\5" + b"\0\1x" * 40, b"\7\2\x7f" + b"\xff" * 7]
     yield "reply", [pack(says) for _, says in vectors.REPLIES] + [
         json.dumps({"must": [{"key": "a", "match": "\u00e9"}], "n": [1, -2.5e3, None, True]}).encode()]
     yield "config", [b"client_port = 0\nhttp_port = 0\n", b"# all\nworkers = 2\nmemory_bytes_max = 4G\nquery_core = auto\n"
