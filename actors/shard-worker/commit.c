@@ -213,6 +213,8 @@ static enum sk_err commit_once(struct commit *self, bool is_relief, struct sk_di
     self->faulty = NULL;
     self->rows_written = 0;
     enum sk_err rc = make_chunks(self, d);
+    if (is_relief && sk_store_is_short(shard->store)) /* the reserve is for deletes, not for deltas */
+        (void)saving_give_way(shard);
     if (rc == SK_ERR_OK)
         rc = sk_store_begin(shard->store, wall_us(self->writer->worker), is_relief, d);
     if (rc != SK_ERR_OK) {

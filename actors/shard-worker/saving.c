@@ -220,6 +220,8 @@ bool saving_give_way(struct shard *shard)
 static enum sk_err save_once(struct writer *writer, struct sk_diag *d)
 {
     struct shard *shard = writer->shard;
+    if (sk_store_is_short(shard->store)) /* the reserve is for deletes, not for deltas */
+        (void)saving_give_way(shard);
     enum sk_err rc = sk_store_begin(shard->store, wall_us(writer->worker), true, d);
     if (rc != SK_ERR_OK)
         return rc;

@@ -258,14 +258,24 @@ void sk_store_close(struct sk_store **self)
 
 /* ---- transactions ---- */
 
+static bool was_full(const struct sk_store *self)
+{
+    return self->is_disk_full || atomic_load(&self->is_reserve_used);
+}
+
+bool sk_store_is_short(const struct sk_store *self)
+{
+    return was_full(self) || !sk_files_disk_has(self, self->config.reserve_bytes);
+}
+
 static enum sk_err make_room(struct sk_store *self, bool is_relief, struct sk_diag *d)
 {
-    bool is_short = self->is_disk_full || atomic_load(&self->is_reserve_used);
     if (is_relief) {
-        if (is_short || !sk_files_disk_has(self, self->config.reserve_bytes))
+        if (sk_store_is_short(self))
             sk_files_reserve_give_up(self);
         return SK_ERR_OK;
     }
+    bool is_short = was_full(self);
     if (is_short && sk_files_reserve_make(self)) {
         is_short = self->is_disk_full = false;
         atomic_store(&self->is_reserve_used, false);

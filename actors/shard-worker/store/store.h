@@ -50,6 +50,8 @@ SK_CHECKED enum sk_err sk_store_begin(struct sk_store *self, uint64_t wall_us, b
 /* Durable when it returns OK; on failure everything since begin is gone. */
 SK_CHECKED enum sk_err sk_store_commit(struct sk_store *self, struct sk_diag *d);
 void sk_store_abort(struct sk_store *self); /* nothing when no transaction is open */
+/* The disk is full or nearly so: what is written now goes from the reserve, which is for deletes. */
+bool sk_store_is_short(const struct sk_store *self);
 
 /* Was this stamped write applied before? *is_applied and its *outcome (a count). UNAVAILABLE when the
  * stamp is older than the window of 4,096 writes. */
