@@ -96,7 +96,7 @@ enum skerry_code sk_keyfile_public(const char *key_or_path, char *out, struct sk
     }
     if (access(key_or_path, F_OK) != 0)
         return sk_client_unreachable(error, SKERRY_INVALID,
-                                     "the server key is neither a key of %d Z85 characters nor a "
+                                     "the public key is neither a key of %d Z85 characters nor a "
                                      "file: '%s'",
                                      SK_Z85_KEY_CHARS, key_or_path);
     enum skerry_code code = read_file(key_or_path, text, false, error);

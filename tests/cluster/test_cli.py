@@ -91,6 +91,8 @@ class CliTest(unittest.TestCase):
             self.assertIn(text, done.stderr)
         done = run(binary("skerry"), "--dir", self.path("nowhere"), "count", "docs", check=False)
         self.assertEqual((done.returncode, done.stdout), (3, ""))
+        done = self.skerry("get", "docs", "1", "99999999", "--json", status=1)
+        self.assertEqual([record and record["id"] for record in json.loads(done.stdout)["records"]], [1, None])
         done = self.skerry("count", "nothing", "--json", status=1)
         error = json.loads(done.stderr)["error"]
         self.assertEqual((error["code"], error["name"], error["field"]), (12, "not_found", "collection"))

@@ -14,10 +14,10 @@ static struct {
 static const struct cli_option create_options[] = {
     {"dim", CLI_U32, &options.dim, "N", "the vectors' dimension, 1 to 8,192"},
     {"metric", CLI_TEXT, &options.metric, "NAME", "cosine (default), ip or l2"},
-    {"index", CLI_TEXT, &options.index, "TYPE", "hnsw (default), flat, ..."},
+    {"index", CLI_TEXT, &options.index, "TYPE", "hnsw (default) or flat"},
     {"m", CLI_U32, &options.m, "N", "hnsw: edges a record (16)"},
     {"ef-construction", CLI_U32, &options.ef_construction, "N", "hnsw: beam while linking (200)"},
-    {"profile", CLI_TEXT, &options.profile, "NAME", "hnsw: balanced, speed or memory"},
+    {"profile", CLI_TEXT, &options.profile, "NAME", "hnsw: balanced"},
     {"vector", CLI_LIST, &options.vectors, "NAME:DIM[:METRIC]",
      "a named vector field, instead of --dim; may be given again"},
     {"field", CLI_LIST, &options.fields, "NAME:KIND",

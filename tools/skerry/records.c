@@ -323,6 +323,7 @@ static bool put_filter(struct sk_frame *frame)
     return true;
 }
 
+/* With --json only the words about those that are missing: the reply is printed as it came. */
 static int show_records(const struct skerry_records *records, const struct ids *asked)
 {
     unsigned missing = 0;
@@ -335,6 +336,8 @@ static int show_records(const struct skerry_records *records, const struct ids *
             missing++;
             continue;
         }
+        if (cli_settings.json)
+            continue;
         printf("%s\n", cli_id_text(&record->id, id, sizeof id));
         print_payload(record->payload);
         if (record->vector.bytes != NULL)
@@ -344,13 +347,30 @@ static int show_records(const struct skerry_records *records, const struct ids *
     return missing == 0 ? CLI_DONE : CLI_FAILED;
 }
 
-static int get_records(struct skerry *db, const char *collection, const struct ids *ids)
+static int show_reply(struct skerry_reply **reply, const struct ids *ids)
 {
     struct skerry_error error = {0};
     struct skerry_records *records = NULL;
+    int status = cli_settings.json ? cli_print_reply(*reply) : CLI_DONE;
+    if (status != CLI_DONE)
+        return status;
+    if (skerry_reply_records(reply, &records, &error) != SKERRY_OK)
+        status = cli_error(&error);
+    else if (records->count != ids->ids.count)
+        status =
+            cli_failed("the node answered %zu records for %zu ids", records->count, ids->ids.count);
+    else
+        status = show_records(records, ids);
+    skerry_records_free(&records);
+    return status;
+}
+
+static int get_records(struct skerry *db, const char *collection, const struct ids *ids)
+{
+    struct skerry_error error = {0};
     struct skerry_reply *reply = NULL;
     struct sk_frame frame;
-    int status = CLI_DONE;
+    int status;
     begin(&frame, "get", collection);
     put_ids(&frame, ids);
     sk_frame_key(&frame, "with_payload");
@@ -359,16 +379,8 @@ static int get_records(struct skerry *db, const char *collection, const struct i
     sk_put_bool(&frame.wire, options.with_vector);
     if (sk_connection_call(db, &frame, cli_settings.deadline_ms, &reply, &error) != SKERRY_OK)
         status = cli_error(&error);
-    else if (cli_settings.json)
-        status = cli_print_reply(reply);
-    else if (skerry_reply_records(&reply, &records, &error) != SKERRY_OK)
-        status = cli_error(&error);
-    else if (records->count != ids->ids.count)
-        status =
-            cli_failed("the node answered %zu records for %zu ids", records->count, ids->ids.count);
     else
-        status = show_records(records, ids);
-    skerry_records_free(&records);
+        status = show_reply(&reply, ids);
     skerry_reply_free(&reply);
     return status;
 }
