@@ -198,7 +198,7 @@ class SurfaceTest(unittest.TestCase):
         self.assertEqual(reply["payload"], {"a": "keyword", "b": "integer", "c": "float", "d": "bool", "e": "datetime", "f": "geo"})
         self.assertEqual((reply["records"], reply["shards"], reply["collection"]), (30, 3, "described"))
         self.assertEqual(reply["index"][0]["type"], "hnsw")
-        self.assertIn(reply["index"][0]["state"], ("flat", "ready", "building"))
+        self.assertIn(reply["index"][0]["state"], ("flat", "loading", "building", "ready"))
         self.assertEqual((reply["vectors"]["index"]["m"], reply["vectors"]["index"]["ef_construction"]), (16, 200))
 
     def test_alter_collection_adds_and_drops_fields(self):
