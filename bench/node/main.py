@@ -417,38 +417,36 @@ class Bench:
     # ---- all of it ----
 
     def run(self):
+        """Stage by stage; what is known is written after each, so that an end in the middle loses only the rest."""
+        latency = ("ipc_p50_over_floor", "curve_p50_over_floor", "ipc_p50_over_same_floor")
+        on_a_full_node = ("saturated_qps_share", "p99_under_ingest_over_idle", "first_answer_after_kill_s",
+                          "full_speed_after_kill_s", "disk_bytes_per_record", "ram_bytes_per_record")
+        stages = [(self.raw, None), (self.idle, ("idle_pss_mb", "binaries_mb")),
+                  (self.ingest, ("durable_ingest_over_hnswlib",)), (self.end_raw, None),
+                  (self.serve, (*latency, *on_a_full_node)), (self.latency, latency), (self.close_floor, latency),
+                  (self.saturated, ("saturated_qps_share",)),
+                  (self.after_kill, ("first_answer_after_kill_s", "full_speed_after_kill_s")),
+                  (self.under_ingest, ("p99_under_ingest_over_idle",)), (self.end_node, None),
+                  (self.embedded, ("python_p50_over_qdrant_edge", "durable_load_over_qdrant_edge"))]
         try:
-            self.raw()
-            if self.wants("idle_pss_mb", "binaries_mb"):
-                self.idle()
-            if self.wants("durable_ingest_over_hnswlib"):
-                self.ingest()
-            for attribute in ("hnswlib", "raw_client"):
-                if hasattr(self, attribute):
-                    getattr(self, attribute).end()
-            latency = ("ipc_p50_over_floor", "curve_p50_over_floor", "ipc_p50_over_same_floor")
-            if self.wants(*latency, "saturated_qps_share", "p99_under_ingest_over_idle", "first_answer_after_kill_s",
-                          "full_speed_after_kill_s", "disk_bytes_per_record", "ram_bytes_per_record"):
-                self.serve()
-            if self.wants(*latency):
-                self.latency()
-                self.close_floor()
-            if self.wants("saturated_qps_share"):
-                self.saturated()
-            if self.wants("first_answer_after_kill_s", "full_speed_after_kill_s"):
-                self.after_kill()
-            if self.wants("p99_under_ingest_over_idle"):
-                self.under_ingest()
-            if self.node is not None:
-                self.node.destroy()
-                self.node = None
-            if self.wants("python_p50_over_qdrant_edge", "durable_load_over_qdrant_edge"):
-                self.embedded()
+            for stage, names in stages:
+                if names is None or self.wants(*names):
+                    stage()
+                    self.write()
         finally:
-            if self.node is not None:
-                self.node.destroy()
+            self.end_node()
             shutil.rmtree(self.scratch, ignore_errors=True)
-        self.tell()
+        print(self.write())
+
+    def end_raw(self):
+        for attribute in ("hnswlib", "raw_client"):
+            if hasattr(self, attribute):
+                getattr(self, attribute).end()
+
+    def end_node(self):
+        if self.node is not None:
+            self.node.destroy()
+            self.node = None
 
     def verdict(self, figure):
         _, must, aim, is_smaller = TARGETS[figure["name"]]
@@ -460,7 +458,7 @@ class Bench:
             return "reported"
         return "must" if reaches(must) else "**short**"
 
-    def tell(self):
+    def write(self):
         facts = machine()
         lines = ["| figure | value | spread | must | aim | reaches | of what |", "|---|---|---|---|---|---|---|"]
         for name in TARGETS:
@@ -475,9 +473,9 @@ class Bench:
                 f"{facts['commit']}. `./bench/run node{' --quick' if self.options.quick else ''}`, data: {self.data.name}, one "
                 f"collection, one shard, hnsw m 16, ef_construction 200, recall@10 >= {RECALL}. Medians of interleaved blocks; "
                 "spread is the smallest and largest run.\n\n" + "\n".join(lines) + "\n\n" + "\n".join(self.tables))
-        print(text)
         write_results("node" if not self.options.only else "node-partial",
                       {"machine": facts, "data": self.data.name, "figures": list(self.figures.values())}, text)
+        return text
 
 
 def main():
