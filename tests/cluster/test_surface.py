@@ -239,7 +239,7 @@ class SurfaceTest(Surface):
         self.assertEqual(len(self.ok("search", collection="many", vector=[0], limit=10000)["hits"]), 10000)
         self.refused("too_large", "limit", "search", collection="many", vector=[0], limit=10001)
         self.refused("invalid", "limit", "search", collection="many", vector=[0], limit=0)
-        many = self.ok("search", collection="many", vectors=floats(*range(1024)), limit=1)["hits"]
+        many = self.ok("search", collection="many", vectors=floats(*range(1024)), limit=1, exact=True)["hits"]
         self.assertEqual([hits[0]["id"] for hits in many], list(range(1024)))
         self.refused("too_large", ("vectors", "1"), "search", collection="many", vectors=floats(*range(1025)))
         seen, cursor, pages = [], None, 0
