@@ -176,8 +176,12 @@ enum sk_err shard_reset(struct shard *shard, struct sk_diag *d)
         field->schema = shard->schema->vectors[f];
         field->delta_next = 1;
         sk_pending_init(&field->pending, field->schema.dim);
-        field_set_state(field,
-                        field->schema.index == SK_SCHEMA_FLAT ? FIELD_FLAT : FIELD_UNLOADED);
+        bool is_scanned =
+            field->schema.index == SK_SCHEMA_FLAT || field->schema.dim < SK_INDEX_GRAPH_DIM_MIN;
+        if (is_scanned && field->schema.index != SK_SCHEMA_FLAT)
+            snprintf(field->note, sizeof field->note,
+                     "below %d dimensions every search is an exact scan", SK_INDEX_GRAPH_DIM_MIN);
+        field_set_state(field, is_scanned ? FIELD_FLAT : FIELD_UNLOADED);
     }
     shard->released = 0;
     shard->is_loading_fields = true; /* the store says when there is nothing to do */

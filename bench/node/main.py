@@ -367,7 +367,7 @@ class Bench:
         peers = {}
         node = Node(self.data).start()
         others = ["qdrant"] if self.options.quick else ["qdrant", "zvec"]
-        number_of_loads = 1 if self.options.quick else min(self.loads, 5)
+        number_of_loads = self.options.embedded_loads or (1 if self.options.quick else 5)
         try:
             for number in range(number_of_loads):
                 for name in ["skerry", *others]:
@@ -483,6 +483,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="fewer and shorter blocks, one load")
     parser.add_argument("--runs", type=int, help="interleaved blocks a figure (9; quick 5)")
     parser.add_argument("--loads", type=int, help="how often everything is loaded anew (5; quick 1)")
+    parser.add_argument("--embedded-loads", type=int, help="the same beside the embedded databases (5; quick 1)")
     parser.add_argument("--only", type=lambda s: s.split(","), help="only these figures; written to node-partial")
     parser.add_argument("--sample", action="store_true", help="the sample in the tree, whatever else is there")
     options = parser.parse_args()

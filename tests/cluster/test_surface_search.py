@@ -66,6 +66,18 @@ class SurfaceSearchTest(Surface):
         self.refused("invalid", "vector", "search", collection="words", vector=[1], like=1)
         self.assertEqual(self.ids(collection="words", vector=[0], filter={"must": [{"key": "n", "range": {"gte": 20}}]}, limit=2), [20, 21])
 
+    def test_few_dimensions_are_searched_exactly(self):
+        """A graph over 8-bit codes cannot tell thousands of rows on a line apart."""
+        count = 6000
+        self.make("line", dim=1)
+        place = [(row * 7919) % count / count for row in range(count)]
+        self.ok("upsert", collection="line", ids=list(range(count)), vectors=floats(*place))
+        self.ok("wait", collection="line", **{"for": "indexed"})
+        rows = list(range(0, count, 97))
+        reply = self.ok("search", collection="line", vectors=floats(*[place[row] for row in rows]), limit=1)
+        self.assertEqual([hits[0]["id"] for hits in reply["hits"]], rows)
+        self.assertIs(reply["exact"], True)
+
     def test_several_named_vectors(self):
         self.ok("create_collection", collection="named", vectors={"text": {"dim": 2, "metric": "cosine"}, "image": {"size": 1, "distance": "Euclid", "index": "flat"}}, shards=2)
         self.ok("upsert", collection="named", ids=[1, 2], vectors={"text": floats(1, 0, 0, 1), "image": [[5], [6]]})

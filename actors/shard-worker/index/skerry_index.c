@@ -124,6 +124,8 @@ static enum sk_err parse(const struct skerry_index_options *options, struct sk_i
     else
         return sk_fail_field(d, SK_ERR_INVALID, "index", "index \"%s\", want hnsw or flat",
                              options->index);
+    if (params->dim < SK_INDEX_GRAPH_DIM_MIN)
+        params->kind = SK_INDEX_FLAT;
     if (options->profile != NULL && strcmp(options->profile, "balanced") != 0)
         return sk_fail_field(d, SK_ERR_INVALID, "profile", "profile \"%s\", want balanced",
                              options->profile);

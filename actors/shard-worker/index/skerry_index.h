@@ -24,7 +24,7 @@ struct skerry_index_options {
     uint32_t abi; /* SKERRY_INDEX_ABI */
     uint32_t dim;
     const char *metric;       /* "l2", "ip", "cosine" */
-    const char *index;        /* "hnsw", "flat"; NULL = hnsw */
+    const char *index;        /* "hnsw", "flat"; NULL = hnsw; below 4 dimensions always flat */
     const char *profile;      /* "balanced"; NULL = that */
     uint32_t m;               /* 0 = 16 */
     uint32_t ef_construction; /* 0 = 200 */
