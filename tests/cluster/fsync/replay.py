@@ -75,6 +75,7 @@ class Disk:
 
     def __init__(self, root):
         self.root = os.path.realpath(root)
+        self.current = {}               # inode -> (inode, when it was made): the inode of what follows
         self.files = {}                 # inode -> File
         self.folders = {}               # inode -> path, of folders
         self.names = {}                 # path -> inode, durable
@@ -88,6 +89,9 @@ class Disk:
     def play(self, record):
         kind, inode, offset, process, data = record
         self.number += 1
+        if kind in (CREATE, MKDIR):     # the number of one that is gone may be given to another
+            self.current[inode] = (inode, self.number)
+        inode = self.current.get(inode, inode)
         if kind == CREATE:
             self.files[inode] = File()
             self.pending_names.append((self.number, "file", inode, data.decode(), None))
