@@ -303,6 +303,19 @@ static void what_makes_no_sense_is_refused(void **state)
     query.k = 5;
     assert_ok(sk_index_search(w->index, w->reader, &query, &result, &w->d));
     assert_int_equal(result.count, 0); /* an empty index */
+    query.ef = 32;
+    query.nprobe = 8;
+    assert_int_equal(sk_index_search(w->index, w->reader, &query, &result, &w->d), SK_ERR_INVALID);
+    query.ef = 0; /* this one has no lists */
+    assert_int_equal(sk_index_search(w->index, w->reader, &query, &result, &w->d), SK_ERR_INVALID);
+    query.nprobe = 0;
+    static const float recalls[] = {-1, 0.49F, 0.9991F, NAN};
+    for (size_t i = 0; i < SK_COUNT_OF(recalls); i++) {
+        query.recall_target = recalls[i];
+        assert_int_equal(sk_index_search(w->index, w->reader, &query, &result, &w->d),
+                         SK_ERR_INVALID);
+    }
+    query.recall_target = 0;
     query.ef = SK_INDEX_EF_MAX + 1;
     assert_int_equal(sk_index_search(w->index, w->reader, &query, &result, &w->d), SK_ERR_INVALID);
     query.ef = 0;

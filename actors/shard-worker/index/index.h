@@ -28,8 +28,15 @@
 #include "common/base/span.h"
 #include "kernels/kernels.h"
 
-enum sk_index_kind { SK_INDEX_FLAT = 1, SK_INDEX_HNSW = 2 };
-enum sk_index_profile { SK_INDEX_BALANCED = 0 };
+/* Numbers are in images: append only. */
+enum sk_index_kind {
+    SK_INDEX_FLAT = 1,
+    SK_INDEX_HNSW = 2,
+    SK_INDEX_IVF_FLAT = 3,
+    SK_INDEX_IVF_PQ = 4,
+    SK_INDEX_HYBRID = 5,
+};
+enum sk_index_profile { SK_INDEX_BALANCED = 0, SK_INDEX_SPEED = 1, SK_INDEX_MEMORY = 2 };
 
 enum {
     SK_INDEX_DIM_MAX = 8192,
@@ -44,13 +51,19 @@ enum {
     SK_INDEX_GRAPH_DIM_MIN = 4,
 };
 
+#define SK_INDEX_RECALL_MIN 0.5F
+#define SK_INDEX_RECALL_MAX 0.999F
+
 struct sk_index_params {
     enum sk_index_kind kind;
     enum sk_metric metric;
     uint32_t dim;             /* 1..SK_INDEX_DIM_MAX */
     uint32_t m;               /* hnsw; 0 = 16 */
     uint32_t ef_construction; /* hnsw; 0 = 200; at most SK_INDEX_EF_MAX */
-    enum sk_index_profile profile;
+    enum sk_index_profile profile; /* hnsw */
+    uint32_t nlist;  /* ivf kinds and hybrid: lists; 0 = automatic, adapted as rows come and go */
+    uint32_t pq_m;   /* ivf_pq, hybrid: 4-bit sub-quantisers; 0 = dim / 4 rounded to even */
+    uint32_t refine; /* ivf_pq, hybrid: k x refine candidates are scored again; 0 = automatic */
     uint64_t seed;             /* of the rotation; the same seed and order give the same index */
     uint64_t memory_bytes_max; /* 0 = no limit but the address space */
     bool is_unlogged;          /* no deltas are kept: sk_index_take_delta stays empty */
@@ -210,7 +223,10 @@ struct sk_index_filter {
 struct sk_index_query {
     const float *vector; /* dim floats, finite; checked */
     uint32_t k;          /* 1.. */
+    /* At most one of these three is not 0, else INVALID. */
     uint32_t ef;         /* beam of hnsw; raised to k; 0 = 64 */
+    uint32_t nprobe;     /* lists looked at, ivf kinds and hybrid; 0 = automatic */
+    float recall_target; /* 0.5..0.999: as much work as reaches it; 0 = none */
     bool has_score_worst;
     float score_worst; /* rows surely worse than this are left out (l2: larger; else smaller) */
     const struct sk_index_filter *filter; /* NULL: all rows */

@@ -388,6 +388,14 @@ static enum sk_err check_query(const struct sk_index *self, const struct sk_inde
     if (query->k < 1 || query->ef > SK_INDEX_EF_MAX || query->k > SK_INDEX_EF_MAX)
         return sk_fail(d, SK_ERR_INVALID, "k %u and ef %u, want 1..%d and 0..%d", query->k,
                        query->ef, SK_INDEX_EF_MAX, SK_INDEX_EF_MAX);
+    if ((query->ef != 0) + (query->nprobe != 0) + (query->recall_target != 0) > 1)
+        return sk_fail(d, SK_ERR_INVALID, "ef, nprobe and recall exclude one another");
+    if (query->nprobe != 0 && self->params.kind < SK_INDEX_IVF_FLAT)
+        return sk_fail(d, SK_ERR_INVALID, "nprobe %u, but this index has no lists", query->nprobe);
+    if (query->recall_target != 0 &&
+        !(query->recall_target >= SK_INDEX_RECALL_MIN && query->recall_target <= SK_INDEX_RECALL_MAX))
+        return sk_fail(d, SK_ERR_INVALID, "recall %g, want %g to %g", (double)query->recall_target,
+                       (double)SK_INDEX_RECALL_MIN, (double)SK_INDEX_RECALL_MAX);
     if (result->capacity < query->k)
         return sk_fail(d, SK_ERR_INVALID, "room for %u rows, k is %u", result->capacity, query->k);
     if (!sk_vector_is_finite(query->vector, self->params.dim))
@@ -444,7 +452,8 @@ enum sk_err sk_index_search(const struct sk_index *self, struct sk_index_reader 
         s.ef = query->k;
     sk_prepare_query(self, s.generation, query->vector, &s.scratch->prepared);
     s.worst = worst_distance(self, query, &s.scratch->prepared);
-    if (query->is_exact || self->params.kind == SK_INDEX_FLAT || s.row_count < self->params.flat_below)
+    if (query->is_exact || query->recall_target > 0 || self->params.kind == SK_INDEX_FLAT ||
+        s.row_count < self->params.flat_below)
         rc = scan(&s, d);
     else if (query->filter != NULL)
         rc = search_filtered(&s, d);
