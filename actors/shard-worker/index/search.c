@@ -1,23 +1,10 @@
-/* What readers run: walks, filtered walks and scans; no locks, no waiting. */
-#include "actors/shard-worker/index/internal.h"
+/* What readers run: walks and scans (filtered walks: filter.c); no locks, no waiting. */
+#include "actors/shard-worker/index/search.h"
 
 #include <math.h>
 #include <stdlib.h>
 
-enum { EF_DEFAULT = 64, SCAN_DEADLINE_ROWS = 1024, SCAN_KEYS_FIRST = 4096, DEADLINE_HOPS = 32 };
-
-/* One search on its way. */
-struct search {
-    const struct sk_index *index;
-    const struct sk_generation *generation;
-    struct sk_scratch *scratch;
-    const struct sk_index_query *query;
-    struct sk_index_result *result;
-    struct sk_deadline deadline;
-    struct sk_counters counters;
-    uint32_t row_count, ef;
-    float worst; /* internal distance; rows surely beyond it are left out */
-};
+enum { EF_DEFAULT = 64, SCAN_DEADLINE_ROWS = 1024, SCAN_KEYS_FIRST = 4096 };
 
 uint32_t sk_index_result_rows(uint32_t k)
 {
@@ -57,18 +44,6 @@ void sk_index_reader_destroy(struct sk_index_reader **self)
     *self = NULL;
 }
 
-static bool matches(const struct search *s, uint32_t row)
-{
-    if (sk_state(s->index, row) != SK_ROW_LIVE)
-        return false;
-    const struct sk_index_filter *filter = s->query->filter;
-    if (filter == NULL)
-        return true;
-    if (filter->words != NULL)
-        return row / 64 < filter->word_count && (filter->words[row / 64] >> row % 64 & 1) != 0;
-    return filter->accepts == NULL || filter->accepts(filter->impl, row);
-}
-
 /* ---- complete scan ---- */
 
 /* The k smallest upper bounds seen so far, the largest on top. */
@@ -104,14 +79,14 @@ static void bounds_add(struct bounds *self, float upper)
     self->heap[at] = key;
 }
 
-static bool is_within(const struct search *s, const struct bounds *bounds, float lower)
+static bool is_within(const struct sk_search *s, const struct bounds *bounds, float lower)
 {
     return lower <= s->worst &&
            (bounds->count < bounds->k || sk_float_ordered(lower) <= (uint32_t)bounds->heap[0]);
 }
 
 /* Drops what has become hopeless; grows the buffer when that did not help. */
-static bool scan_make_room(const struct search *s, const struct bounds *bounds, uint32_t *count)
+static bool scan_make_room(const struct sk_search *s, const struct bounds *bounds, uint32_t *count)
 {
     uint32_t kept = 0;
     for (uint32_t i = 0; i < *count; i++)
@@ -122,10 +97,10 @@ static bool scan_make_room(const struct search *s, const struct bounds *bounds, 
            sk_scratch_fit(s->scratch, s->row_count, s->query->k, s->scratch->keys_capacity * 2);
 }
 
-static bool scan_row(struct search *s, struct bounds *bounds, uint32_t row, uint32_t *count)
+static bool scan_row(struct sk_search *s, struct bounds *bounds, uint32_t row, uint32_t *count)
 {
     float error;
-    if (!matches(s, row))
+    if (!sk_search_matches(s, row))
         return true;
     float distance = sk_distance_plane(s->index, s->generation, &s->scratch->prepared, row, &error);
     s->counters.reranks++;
@@ -138,7 +113,7 @@ static bool scan_row(struct search *s, struct bounds *bounds, uint32_t row, uint
     return true;
 }
 
-static bool scan_should_stop(struct search *s, uint32_t *until_check)
+static bool scan_should_stop(struct sk_search *s, uint32_t *until_check)
 {
     if ((*until_check)-- > 0)
         return false;
@@ -150,7 +125,7 @@ static bool scan_should_stop(struct search *s, uint32_t *until_check)
 }
 
 /* Rows in the order of the filter's bits, or all of them. */
-static bool scan_rows(struct search *s, struct bounds *bounds, uint32_t *count)
+static bool scan_rows(struct sk_search *s, struct bounds *bounds, uint32_t *count)
 {
     const struct sk_index_filter *filter = s->query->filter;
     uint32_t until_check = SCAN_DEADLINE_ROWS;
@@ -173,7 +148,7 @@ static bool scan_rows(struct search *s, struct bounds *bounds, uint32_t *count)
     return true;
 }
 
-static void emit(struct search *s, uint32_t count)
+static void emit(struct sk_search *s, uint32_t count)
 {
     struct sk_index_result *result = s->result;
     const uint64_t *keys = s->scratch->keys;
@@ -186,7 +161,7 @@ static void emit(struct search *s, uint32_t count)
     result->count = count;
 }
 
-static enum sk_err scan(struct search *s, struct sk_diag *d)
+enum sk_err sk_search_scan(struct sk_search *s, struct sk_diag *d)
 {
     struct sk_scratch *scratch = s->scratch;
     uint32_t count = 0, kept = 0;
@@ -212,9 +187,7 @@ static enum sk_err scan(struct search *s, struct sk_diag *d)
 
 /* ---- walks ---- */
 
-/* The best of the beam by their 8-bit codes, and those after the k-th that these cannot tell from
- * it. */
-static enum sk_err rank_beam(struct search *s, struct sk_diag *d)
+enum sk_err sk_search_rank_beam(struct sk_search *s, struct sk_diag *d)
 {
     struct sk_scratch *scratch = s->scratch;
     const uint32_t wanted = 2 * s->query->k + s->ef / 4;
@@ -256,115 +229,7 @@ static enum sk_err rank_beam(struct search *s, struct sk_diag *d)
     return SK_ERR_OK;
 }
 
-static void heap_push(struct sk_scratch *scratch, uint64_t key)
-{
-    uint32_t at = scratch->heap_count++;
-    while (at > 0 && scratch->heap[(at - 1) / 2] > key) {
-        scratch->heap[at] = scratch->heap[(at - 1) / 2];
-        at = (at - 1) / 2;
-    }
-    scratch->heap[at] = key;
-}
-
-static uint64_t heap_pop(struct sk_scratch *scratch)
-{
-    uint64_t *heap = scratch->heap, top = heap[0], key = heap[--scratch->heap_count];
-    uint32_t at = 0, count = scratch->heap_count;
-    for (uint32_t child = 1; child < count; child = 2 * at + 1) {
-        if (child + 1 < count && heap[child + 1] < heap[child])
-            child++;
-        if (heap[child] >= key)
-            break;
-        heap[at] = heap[child];
-        at = child;
-    }
-    heap[at] = key;
-    return top;
-}
-
-static void filtered_offer(struct search *s, uint32_t row, float distance)
-{
-    uint64_t key = sk_key(distance, row);
-    s->counters.distances++;
-    if (s->scratch->beam_count == s->ef && key >= s->scratch->beam[s->ef - 1])
-        return;
-    heap_push(s->scratch, key);
-    if (matches(s, row))
-        sk_beam_push(s->scratch, s->ef, key);
-}
-
-/* A walk whose beam holds matching rows only. *is_enough is false when it has cost more than a scan
- * would have, or found too few. */
-static enum sk_err filtered_walk(struct search *s, uint64_t budget, bool *is_enough,
-                                 struct sk_diag *d)
-{
-    uint32_t fresh[SK_DEGREE_MAX];
-    float distances[SK_DEGREE_MAX];
-    struct sk_scratch *scratch = s->scratch;
-    *is_enough = false;
-    if (!sk_scratch_fit(scratch, s->row_count, s->ef, 1) ||
-        !sk_scratch_fit_heap(scratch, SK_ENTRY_COUNT))
-        return sk_fail(d, SK_ERR_NOMEM, "no memory for a beam of %u", s->ef);
-    scratch->beam_count = scratch->heap_count = 0;
-    const uint64_t distances_max = s->counters.distances + budget;
-    for (uint32_t at = 0; at < SK_ENTRY_COUNT; at++) {
-        uint32_t row = atomic_load_explicit(&s->index->entries[at], memory_order_acquire);
-        if (row != SK_NO_ROW && row / 64 < scratch->visited_words && sk_visit(scratch, row))
-            filtered_offer(
-                s, row, sk_distance_short(s->index, s->generation, &scratch->prepared, row));
-    }
-    enum sk_err rc = SK_ERR_OK;
-    while (scratch->heap_count > 0 && s->counters.distances <= distances_max) {
-        uint64_t key = heap_pop(scratch);
-        if (scratch->beam_count == s->ef && key > scratch->beam[s->ef - 1])
-            break;
-        if (++s->counters.hops % DEADLINE_HOPS == 0 && sk_deadline_passed(&s->deadline)) {
-            s->result->is_truncated = true;
-            break;
-        }
-        uint32_t count = sk_gather(s->index, s->generation, scratch, sk_key_row(key), fresh);
-        if (!sk_scratch_fit_heap(scratch, scratch->heap_count + count)) {
-            rc = sk_fail(d, SK_ERR_NOMEM, "no memory for the frontier of a filtered search");
-            break;
-        }
-        sk_distances_short(s->index, s->generation, &scratch->prepared, fresh, count, distances);
-        for (uint32_t i = 0; i < count; i++)
-            filtered_offer(s, fresh[i], distances[i]);
-    }
-    sk_scratch_unvisit(scratch);
-    *is_enough = s->result->is_truncated ||
-                 (s->counters.distances <= distances_max && scratch->beam_count >= s->query->k);
-    return rc;
-}
-
-static uint64_t count_matches(const struct search *s)
-{
-    const struct sk_index_filter *filter = s->query->filter;
-    if (filter == NULL || filter->words == NULL)
-        return s->row_count;
-    if (filter->match_count > 0)
-        return filter->match_count;
-    uint64_t count = 0;
-    for (uint32_t word = 0; word < filter->word_count; word++)
-        count += (uint64_t)__builtin_popcountll(filter->words[word]);
-    return count;
-}
-
-static enum sk_err search_filtered(struct search *s, struct sk_diag *d)
-{
-    const uint64_t match_count = count_matches(s);
-    bool is_enough = false;
-    /* A walk meets a matching row every row_count / match_count rows, a scan meets all of them. */
-    if (match_count * match_count <= (uint64_t)8 * s->ef * s->row_count)
-        return scan(s, d);
-    enum sk_err rc = filtered_walk(s, match_count, &is_enough, d);
-    if (rc != SK_ERR_OK || is_enough)
-        return rc == SK_ERR_OK ? rank_beam(s, d) : rc;
-    s->counters.retries++;
-    return scan(s, d);
-}
-
-static enum sk_err search_plain(struct search *s, struct sk_diag *d)
+static enum sk_err search_plain(struct sk_search *s, struct sk_diag *d)
 {
     const uint32_t live = atomic_load_explicit(&s->index->live_count, memory_order_relaxed);
     if (!sk_scratch_fit(s->scratch, s->row_count, s->ef, 1))
@@ -375,9 +240,9 @@ static enum sk_err search_plain(struct search *s, struct sk_diag *d)
     for (uint32_t i = 0; i < s->scratch->beam_count; i++)
         usable += sk_state(s->index, sk_key_row(s->scratch->beam[i])) == SK_ROW_LIVE;
     if (usable >= s->query->k || usable >= live || s->result->is_truncated)
-        return rank_beam(s, d);
+        return sk_search_rank_beam(s, d);
     s->counters.retries++; /* tombstones fill the beam */
-    return search_filtered(s, d);
+    return sk_search_filtered(s, d);
 }
 
 /* ---- entry ---- */
@@ -438,7 +303,7 @@ enum sk_err sk_index_search(const struct sk_index *self, struct sk_index_reader 
     if (rc != SK_ERR_OK)
         return rc;
     (void)sk_epoch_enter(reader->index, reader->slot);
-    struct search s = {
+    struct sk_search s = {
         .index = self,
         .generation = sk_generation_now(self),
         .scratch = &reader->scratch,
@@ -454,9 +319,9 @@ enum sk_err sk_index_search(const struct sk_index *self, struct sk_index_reader 
     s.worst = worst_distance(self, query, &s.scratch->prepared);
     if (query->is_exact || query->recall_target > 0 || self->params.kind == SK_INDEX_FLAT ||
         s.row_count < self->params.flat_below)
-        rc = scan(&s, d);
+        rc = sk_search_scan(&s, d);
     else if (query->filter != NULL)
-        rc = search_filtered(&s, d);
+        rc = sk_search_filtered(&s, d);
     else
         rc = search_plain(&s, d);
     sk_epoch_leave(reader->index, reader->slot);

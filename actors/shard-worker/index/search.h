@@ -1,0 +1,40 @@
+/* What the files of the reader's side share. Inside the index library only. */
+#ifndef SK_INDEX_SEARCH_H
+#define SK_INDEX_SEARCH_H
+
+#include "actors/shard-worker/index/internal.h"
+
+/* One search on its way. */
+struct sk_search {
+    const struct sk_index *index;
+    const struct sk_generation *generation;
+    struct sk_scratch *scratch;
+    const struct sk_index_query *query;
+    struct sk_index_result *result;
+    struct sk_deadline deadline;
+    struct sk_counters counters;
+    uint32_t row_count, ef;
+    float worst; /* internal distance; rows surely beyond it are left out */
+};
+
+static inline bool sk_search_matches(const struct sk_search *s, uint32_t row)
+{
+    if (sk_state(s->index, row) != SK_ROW_LIVE)
+        return false;
+    const struct sk_index_filter *filter = s->query->filter;
+    if (filter == NULL)
+        return true;
+    if (filter->words != NULL)
+        return row / 64 < filter->word_count && (filter->words[row / 64] >> row % 64 & 1) != 0;
+    return filter->accepts == NULL || filter->accepts(filter->impl, row);
+}
+
+/* Every row that matches, by its 8-bit code with the certified bound; result->count is set. */
+SK_CHECKED enum sk_err sk_search_scan(struct sk_search *s, struct sk_diag *d);
+/* The best of the beam by their 8-bit codes, and those after the k-th that these cannot tell from
+ * it. */
+SK_CHECKED enum sk_err sk_search_rank_beam(struct sk_search *s, struct sk_diag *d);
+/* filter.c: the k best rows that match, by whichever way costs least. */
+SK_CHECKED enum sk_err sk_search_filtered(struct sk_search *s, struct sk_diag *d);
+
+#endif
