@@ -285,6 +285,38 @@ static void quantise_u4(const float *x, size_t n, float scale, uint8_t *codes)
         }
 }
 
+/* As in avx2.c, with two chunks (four segments) a step: the first in the lower half, the second in the
+ * upper; the halves are added at the end. */
+static void scan_u4x32(const uint8_t *codes, const uint8_t *luts, size_t segments, uint16_t *out)
+{
+    const __m512i nibble = _mm512_set1_epi8(15);
+    __m512i both0 = _mm512_setzero_si512(), both1 = both0, odd0 = both0, odd1 = both0;
+    for (size_t segment = 0; segment < segments; segment += 4) {
+        /* the last two segments of an odd number of chunks: zeros for what is not there add 0 */
+        const __mmask64 present = first64((segments - segment) * 16);
+        __m512i pairs = _mm512_maskz_loadu_epi8(present, codes + segment * 16);
+        __m512i lut = _mm512_maskz_loadu_epi8(present, luts + segment * 16);
+        __m512i low = _mm512_shuffle_epi8(_mm512_shuffle_i64x2(lut, lut, 0xA0),
+                                          _mm512_and_si512(pairs, nibble));
+        __m512i high =
+            _mm512_shuffle_epi8(_mm512_shuffle_i64x2(lut, lut, 0xF5),
+                                _mm512_and_si512(_mm512_srli_epi16(pairs, 4), nibble));
+        both0 = _mm512_add_epi16(both0, low);
+        both1 = _mm512_add_epi16(both1, high);
+        odd0 = _mm512_add_epi16(odd0, _mm512_srli_epi16(low, 8));
+        odd1 = _mm512_add_epi16(odd1, _mm512_srli_epi16(high, 8));
+    }
+    __m512i both = _mm512_add_epi16(both0, both1), odd = _mm512_add_epi16(odd0, odd1);
+    __m256i odds =
+        _mm256_add_epi16(_mm512_castsi512_si256(odd), _mm512_extracti64x4_epi64(odd, 1));
+    __m256i evens =
+        _mm256_add_epi16(_mm512_castsi512_si256(both), _mm512_extracti64x4_epi64(both, 1));
+    evens = _mm256_sub_epi16(evens, _mm256_slli_epi16(odds, 8));
+    __m256i first = _mm256_unpacklo_epi16(evens, odds), second = _mm256_unpackhi_epi16(evens, odds);
+    _mm256_storeu_si256((__m256i *)(void *)out, _mm256_permute2x128_si256(first, second, 0x20));
+    _mm256_storeu_si256((__m256i *)(void *)(out + 16), _mm256_permute2x128_si256(first, second, 0x31));
+}
+
 const struct sk_kernels sk_kernels_avx512 = {
     .isa = "avx512",
     .dot_f32 = dot_f32,
@@ -303,4 +335,5 @@ const struct sk_kernels sk_kernels_avx512 = {
     .flip_signs_f32 = flip_signs_f32,
     .quantise_s8 = quantise_s8,
     .quantise_u4 = quantise_u4,
+    .scan_u4x32 = scan_u4x32,
 };

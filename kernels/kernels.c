@@ -57,6 +57,22 @@ const char *sk_kernels_name(unsigned at)
     return NULL;
 }
 
+void sk_scan_u4x32(const struct sk_kernels *kernels, const uint8_t *codes, const uint8_t *luts,
+                   size_t segments, uint32_t *out)
+{
+    memset(out, 0, SK_SCAN_BLOCK * sizeof *out);
+    while (segments > 0) {
+        const size_t run = segments < SK_SCAN_SEGMENTS_MAX ? segments : SK_SCAN_SEGMENTS_MAX;
+        uint16_t sums[SK_SCAN_BLOCK];
+        kernels->scan_u4x32(codes, luts, run, sums);
+        for (size_t k = 0; k < SK_SCAN_BLOCK; k++)
+            out[k] += sums[k];
+        codes += run * (SK_SCAN_BLOCK / 2);
+        luts += run * 16;
+        segments -= run;
+    }
+}
+
 bool sk_vector_is_finite(const float *x, size_t n)
 {
     uint32_t bad = 0;

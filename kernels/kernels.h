@@ -53,13 +53,23 @@ struct sk_kernels {
     /* out codes (layout of dot_u4_s8) = clamp(round(x[i] * scale + 7.5), 0, 15); n a multiple of 64
      */
     void (*quantise_u4)(const float *x, size_t n, float scale, uint8_t *codes);
+    /* Look-up scan of one block of 32 vectors, 4 bits a segment: out[k] = the sum over all segments of
+     * luts[16 x segment + code of vector k]. Each pair of segments (2s, 2s + 1) is a chunk of 32 bytes:
+     * byte k of chunk s holds vector k, segment 2s in its low nibble, 2s + 1 in its high one. segments
+     * is even and at most SK_SCAN_SEGMENTS_MAX, so that no sum passes 16 bits: see sk_scan_u4x32. */
+    void (*scan_u4x32)(const uint8_t *codes, const uint8_t *luts, size_t segments, uint16_t *out);
 };
+enum { SK_SCAN_BLOCK = 32, SK_SCAN_SEGMENTS_MAX = 256 }; /* 256 x 255 = 65,280 */
 
 /* The set for this processor, or the one named: NULL or "auto", "scalar", "avx2", "avx512", "neon". NULL is
  * returned for a name that is unknown or that this processor cannot run. */
 const struct sk_kernels *sk_kernels_get(const char *isa);
 /* The names that sk_kernels_get takes here, best first, the last is "scalar"; NULL past the end. */
 const char *sk_kernels_name(unsigned at);
+
+/* scan_u4x32 for any even number of segments: sums of 32 bits. out has SK_SCAN_BLOCK elements. */
+void sk_scan_u4x32(const struct sk_kernels *kernels, const uint8_t *codes, const uint8_t *luts,
+                   size_t segments, uint32_t *out);
 
 bool sk_vector_is_finite(const float *x, size_t n); /* no NaN, no infinity */
 

@@ -279,6 +279,25 @@ static void quantise_u4(const float *x, size_t n, float scale, uint8_t *codes)
         }
 }
 
+static void scan_u4x32(const uint8_t *codes, const uint8_t *luts, size_t segments, uint16_t *out)
+{
+    uint16x8_t sum[4] = {vdupq_n_u16(0), vdupq_n_u16(0), vdupq_n_u16(0), vdupq_n_u16(0)};
+    for (size_t segment = 0; segment < segments; segment += 2) {
+        const uint8x16_t lut0 = vld1q_u8(luts + segment * 16);
+        const uint8x16_t lut1 = vld1q_u8(luts + segment * 16 + 16);
+        for (size_t half = 0; half < 2; half++) {
+            uint8x16_t pairs = vld1q_u8(codes + segment * 16 + half * 16);
+            uint8x16_t low = vqtbl1q_u8(lut0, vandq_u8(pairs, vdupq_n_u8(15)));
+            uint8x16_t high = vqtbl1q_u8(lut1, vshrq_n_u8(pairs, 4));
+            uint16x8_t *at = sum + 2 * half;
+            at[0] = vaddq_u16(at[0], vaddl_u8(vget_low_u8(low), vget_low_u8(high)));
+            at[1] = vaddq_u16(at[1], vaddl_high_u8(low, high));
+        }
+    }
+    for (size_t part = 0; part < 4; part++)
+        vst1q_u16(out + 8 * part, sum[part]);
+}
+
 const struct sk_kernels sk_kernels_neon = {
     .isa = "neon",
     .dot_f32 = dot_f32,
@@ -297,4 +316,5 @@ const struct sk_kernels sk_kernels_neon = {
     .flip_signs_f32 = flip_signs_f32,
     .quantise_s8 = quantise_s8,
     .quantise_u4 = quantise_u4,
+    .scan_u4x32 = scan_u4x32,
 };

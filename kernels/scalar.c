@@ -167,6 +167,19 @@ static void quantise_u4(const float *x, size_t n, float scale, uint8_t *codes)
     }
 }
 
+static void scan_u4x32(const uint8_t *codes, const uint8_t *luts, size_t segments, uint16_t *out)
+{
+    for (size_t k = 0; k < 32; k++) {
+        uint32_t sum = 0;
+        for (size_t segment = 0; segment < segments; segment += 2) {
+            uint8_t pair = codes[segment / 2 * 32 + k];
+            sum += luts[segment * 16 + (pair & 15)];
+            sum += luts[(segment + 1) * 16 + (pair >> 4)];
+        }
+        out[k] = (uint16_t)sum;
+    }
+}
+
 const struct sk_kernels sk_kernels_scalar = {
     .isa = "scalar",
     .dot_f32 = dot_f32,
@@ -185,4 +198,5 @@ const struct sk_kernels sk_kernels_scalar = {
     .flip_signs_f32 = flip_signs_f32,
     .quantise_s8 = quantise_s8,
     .quantise_u4 = quantise_u4,
+    .scan_u4x32 = scan_u4x32,
 };
