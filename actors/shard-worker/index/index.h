@@ -257,6 +257,14 @@ uint32_t sk_index_result_rows(uint32_t k); /* k + k / 2 + 16 */
 SK_CHECKED enum sk_err sk_index_search(const struct sk_index *self, struct sk_index_reader *reader,
                                        const struct sk_index_query *query,
                                        struct sk_index_result *result, struct sk_diag *d);
+/* The same for count queries, sooner than one after the other: they may differ in everything, and the
+ * results are those of single searches. Each is answered whatever becomes of the others: rcs[i] is
+ * what it came to. Returns the first of rcs that is not OK, with its text, else OK. */
+SK_CHECKED enum sk_err sk_index_search_many(const struct sk_index *self,
+                                            struct sk_index_reader *reader,
+                                            const struct sk_index_query *queries,
+                                            struct sk_index_result *results, enum sk_err *rcs,
+                                            uint32_t count, struct sk_diag *d);
 
 /* ---- looking inside ---- */
 

@@ -5,7 +5,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { STEP_EVERY_ROWS = 256 };
+enum {
+    STEP_EVERY_ROWS = 256,
+    CHUNK_MAX = 32, /* queries that a thread searches together */
+    CHUNK_ROWS_MAX = 65536,
+};
 
 int skerry_index_report(enum sk_err rc, const struct sk_diag *d, char *error, size_t error_size)
 {
@@ -361,49 +365,85 @@ static void rescore(const struct skerry_index *self, const float *query,
     }
 }
 
-static enum sk_err search_one(struct batch *batch, struct sk_index_reader *reader, size_t i,
-                              struct sk_index_result *result, uint64_t *keys)
+/* Query `at` of the batch has its result. */
+static void put(const struct batch *batch, size_t at, struct sk_index_result *result, uint64_t *keys)
 {
     const struct skerry_index *self = batch->self;
-    const struct sk_index_query query = {
-        .vector = batch->queries + i * self->params.dim, .k = batch->k, .ef = batch->ef};
-    enum sk_err rc = sk_index_search(self->index, reader, &query, result, &batch->d);
-    if (rc != SK_ERR_OK)
-        return sk_wrap(&batch->d, rc, "query %zu", i);
     if (self->keeps_vectors)
-        rescore(self, query.vector, result, keys);
+        rescore(self, batch->queries + at * self->params.dim, result, keys);
     for (uint32_t j = 0; j < batch->k; j++) {
         const bool is_found = j < result->count;
-        batch->ids[i * batch->k + j] = is_found ? self->ids[result->rows[j]] : SKERRY_NO_ID;
-        batch->scores[i * batch->k + j] = is_found ? result->scores[j] : NAN;
+        batch->ids[at * batch->k + j] = is_found ? self->ids[result->rows[j]] : SKERRY_NO_ID;
+        batch->scores[at * batch->k + j] = is_found ? result->scores[j] : NAN;
     }
+}
+
+/* What a thread of a batch works with: results of up to `size` queries at a time. */
+struct chunk {
+    uint32_t size;
+    struct sk_index_query queries[CHUNK_MAX];
+    struct sk_index_result results[CHUNK_MAX];
+    enum sk_err rcs[CHUNK_MAX];
+    uint32_t *rows;
+    float *scores;
+    uint64_t *keys;
+};
+
+static enum sk_err chunk_init(struct chunk *self, const struct batch *batch, struct sk_diag *d)
+{
+    /* Flat with vectors: room for everything that the codes cannot decide. */
+    uint32_t capacity = sk_index_result_rows(batch->k);
+    if (batch->self->keeps_vectors && batch->self->params.kind == SK_INDEX_FLAT)
+        capacity += batch->self->row_count;
+    self->size = CHUNK_ROWS_MAX / capacity;
+    self->size = self->size < 1 ? 1 : self->size > CHUNK_MAX ? CHUNK_MAX : self->size;
+    self->rows = malloc((size_t)self->size * capacity * sizeof *self->rows);
+    self->scores = malloc((size_t)self->size * capacity * sizeof *self->scores);
+    self->keys = malloc(capacity * sizeof *self->keys);
+    if (self->rows == NULL || self->scores == NULL || self->keys == NULL)
+        return sk_fail(d, SK_ERR_NOMEM, "no memory for a search of k %u", batch->k);
+    for (uint32_t i = 0; i < self->size; i++)
+        self->results[i] = (struct sk_index_result){.capacity = capacity,
+                                                    .rows = self->rows + (size_t)i * capacity,
+                                                    .scores = self->scores + (size_t)i * capacity};
     return SK_ERR_OK;
+}
+
+static enum sk_err chunk_run(struct chunk *self, struct batch *batch, struct sk_index_reader *reader,
+                             size_t begin, uint32_t count)
+{
+    const uint32_t dim = batch->self->params.dim;
+    for (uint32_t i = 0; i < count; i++)
+        self->queries[i] = (struct sk_index_query){
+            .vector = batch->queries + (begin + i) * dim, .k = batch->k, .ef = batch->ef};
+    enum sk_err rc = sk_index_search_many(batch->self->index, reader, self->queries, self->results,
+                                          self->rcs, count, &batch->d);
+    for (uint32_t i = 0; i < count; i++)
+        if (self->rcs[i] != SK_ERR_OK)
+            return sk_wrap(&batch->d, rc, "query %zu", begin + i);
+        else
+            put(batch, begin + i, &self->results[i], self->keys);
+    return rc;
 }
 
 static void *run_batch(void *arg)
 {
     struct batch *batch = arg;
     struct sk_index_reader *reader = NULL;
-    /* Flat with vectors: room for everything that the codes cannot decide. */
-    uint32_t capacity = sk_index_result_rows(batch->k);
-    if (batch->self->keeps_vectors && batch->self->params.kind == SK_INDEX_FLAT)
-        capacity += batch->self->row_count;
-    struct sk_index_result result = {.capacity = capacity};
-    result.rows = malloc(capacity * sizeof *result.rows);
-    result.scores = malloc(capacity * sizeof *result.scores);
-    uint64_t *keys = malloc(capacity * sizeof *keys);
-    batch->rc = SK_ERR_OK;
-    if (result.rows == NULL || result.scores == NULL || keys == NULL)
-        batch->rc = sk_fail(&batch->d, SK_ERR_NOMEM, "no memory for a search of k %u", batch->k);
+    struct chunk chunk = {0};
+    batch->rc = chunk_init(&chunk, batch, &batch->d);
     if (batch->rc == SK_ERR_OK)
         batch->rc = take_reader(batch->self, &reader, &batch->d);
-    for (size_t i = batch->begin; i < batch->end && batch->rc == SK_ERR_OK; i++)
-        batch->rc = search_one(batch, reader, i, &result, keys);
+    for (size_t at = batch->begin; at < batch->end && batch->rc == SK_ERR_OK; at += chunk.size) {
+        const size_t left = batch->end - at;
+        batch->rc =
+            chunk_run(&chunk, batch, reader, at, left < chunk.size ? (uint32_t)left : chunk.size);
+    }
     if (reader != NULL)
         give_reader(batch->self, reader);
-    free(result.rows);
-    free(result.scores);
-    free(keys);
+    free(chunk.rows);
+    free(chunk.scores);
+    free(chunk.keys);
     return NULL;
 }
 
