@@ -2,12 +2,16 @@
  *
  *   bench_client --target DIR|ipc://..|tcp://.. [--server-key K --key FILE] --collection NAME
  *                --queries FILE --dim N [--k N --ef N] [--base FILE --payloads FILE --neighbours
- * FILE] Commands beside `run`: load FIRST COUNT BATCH INFLIGHT     upserts rows of --base as ids
- * FIRST.., then waits for the index trickle RATE SECONDS BATCH FIRST    upserts at a fixed rate,
- * open loop saturate SECONDS INFLIGHT           searches, that many in flight: {"qps":..} ef N |
- * payload 0|1 | exact 0|1      how the next searches are asked recall of --k over all queries
- * against --neighbours (queries x 100 int32) wait                                until the index
- * has caught up */
+ *                FILE]
+ *
+ * Commands beside `run`:
+ * - load FIRST COUNT BATCH INFLIGHT: upserts rows of --base as ids FIRST.., waits for the index
+ * - trickle RATE SECONDS BATCH FIRST [OUT]: upserts at a fixed rate, open loop; after each batch
+ *   the OUT oldest ids that this call has written and not yet deleted go out again
+ * - saturate SECONDS INFLIGHT: searches, that many in flight: {"qps":..}
+ * - ef N, payload 0|1, exact 0|1: how the next searches are asked
+ * - recall: of --k over all queries against --neighbours (queries x 100 int32)
+ * - wait: until the index has caught up */
 #include "bench/node/block.h"
 
 #include "proto/client/skerry.h"
@@ -146,10 +150,21 @@ static bool load(struct client *self, size_t first, size_t count, size_t batch, 
     return true;
 }
 
-static bool trickle(struct client *self, double rate, double seconds, size_t batch, size_t first)
+/* The ids FIRST.. of `count` rows; an error is counted, not fatal. */
+static size_t delete_rows(struct client *self, size_t first, size_t count)
+{
+    struct skerry_error e;
+    for (size_t i = 0; i < count; i++)
+        self->ids[i] = first + i;
+    struct skerry_ids ids = {.count = count, .numbers = self->ids};
+    return skerry_delete(self->db, self->collection, &ids, LONG_MS, NULL, &e) != SKERRY_OK;
+}
+
+static bool trickle(struct client *self, double rate, double seconds, size_t batch, size_t first,
+                    size_t out)
 {
     uint64_t began = sk_bench_now_ns();
-    size_t sent = 0, errors = 0;
+    size_t sent = 0, deleted = 0, errors = 0;
     double worst_late_s = 0;
     for (;;) {
         double due_s = (double)sent / rate, now_s = (double)(sk_bench_now_ns() - began) / 1e9;
@@ -169,9 +184,14 @@ static bool trickle(struct client *self, double rate, double seconds, size_t bat
         if (skerry_upsert(self->db, &upsert, NULL, &e) != SKERRY_OK)
             errors++;
         sent += rows;
+        if (out > 0 && deleted + out <= sent) {
+            errors += delete_rows(self, first + deleted, out);
+            deleted += out;
+        }
     }
-    printf("{\"count\":%zu,\"seconds\":%.3f,\"worst_late_s\":%.3f,\"errors\":%zu}\n", sent,
-           (double)(sk_bench_now_ns() - began) / 1e9, worst_late_s, errors);
+    printf("{\"count\":%zu,\"deleted\":%zu,\"seconds\":%.3f,\"worst_late_s\":%.3f,"
+           "\"errors\":%zu}\n",
+           sent, deleted, (double)(sk_bench_now_ns() - began) / 1e9, worst_late_s, errors);
     return true;
 }
 
@@ -234,9 +254,9 @@ static bool command(void *context, const char *line)
     if (sscanf(line, "load %zu %zu %zu %zu", &a, &b, &c, &d) == 4)
         return self->base.count > 0 && c > 0 && c <= BATCH_MAX && d > 0 && d <= IN_FLIGHT_MAX &&
                load(self, a, b, c, d);
-    if (sscanf(line, "trickle %lf %lf %zu %zu", &x, &y, &a, &b) == 4)
-        return self->base.count > 0 && x > 0 && a > 0 && a <= BATCH_MAX &&
-               trickle(self, x, y, a, b);
+    if (sscanf(line, "trickle %lf %lf %zu %zu %zu", &x, &y, &a, &b, &c) >= 4)
+        return self->base.count > 0 && x > 0 && a > 0 && a <= BATCH_MAX && c <= BATCH_MAX &&
+               trickle(self, x, y, a, b, c);
     if (sscanf(line, "saturate %lf %zu", &x, &a) == 2)
         return a > 0 && a <= IN_FLIGHT_MAX && saturate(self, x, a);
     if (sscanf(line, "ef %u", &n) == 1) {

@@ -316,7 +316,7 @@ class Bench:
             began = time.monotonic()
             starter = threading.Thread(target=self.node.start)
             starter.start()
-            first = self.first_exact(began)
+            first = self.node.first_exact(self.data.queries[0], began)
             starter.join()
             client = self.node.client(ef=self.ef)
             while client.ask("run 100 0")["p50_us"] > 1.25 * normal:
@@ -327,29 +327,6 @@ class Bench:
             say(f"first exact answer after {first:.2f} s, full speed after {fulls[-1]:.2f} s")
         self.figure("first_answer_after_kill_s", firsts, note=f"from `node start`, cold page cache{dropped}")
         self.figure("full_speed_after_kill_s", fulls, note=f"p50 of 100 queries within 1.25 of {normal:.0f} us")
-
-    def first_exact(self, began):
-        """Seconds until a plain wire client has its first exact answer."""
-        import msgpack
-        import zmq
-        request = msgpack.packb({"v": 1, "op": "search", "id": 1, "collection": "bench", "exact": True, "limit": 10,
-                                 "vector": self.data.queries[0].tobytes()}, use_bin_type=True)
-        path = os.path.join(self.node.dir, "run", "client.ipc")
-        while time.monotonic() - began < 60:
-            sock = zmq.Context.instance().socket(zmq.DEALER)
-            sock.linger = 0
-            sock.reconnect_ivl = 5
-            sock.connect("ipc://" + path)
-            sock.send(request)
-            while sock.poll(500):
-                reply = msgpack.unpackb(sock.recv(), strict_map_key=False)
-                if reply["ok"] and len(reply["hits"]) == 10 and reply["exact"]:
-                    sock.close()
-                    return time.monotonic() - began
-                time.sleep(0.01)
-                sock.send(request)
-            sock.close()
-        raise RuntimeError("no exact answer within a minute after a start")
 
     # ---- size ----
 

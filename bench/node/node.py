@@ -72,7 +72,9 @@ class Node:
         else:
             command += ["--target", self.dir]
         if with_base:
-            command += ["--base", self.data.base_path, "--payloads", self.data.payloads_path]
+            command += ["--base", self.data.base_path]
+            if self.data.payloads_path is not None:
+                command += ["--payloads", self.data.payloads_path]
         client = Driven(command, cores)
         self.clients.append(client)
         return client
@@ -84,6 +86,29 @@ class Node:
     def create(self, collection="bench"):
         self.skerry("collection", "create", collection, "--dim", "384", "--metric", "cosine", "--index", "hnsw",
                     "--m", "16", "--ef-construction", "200")
+
+    def first_exact(self, query, began, collection="bench", seconds=60):
+        """Seconds since `began` until a plain wire client has its first exact answer."""
+        import msgpack
+        import zmq
+        request = msgpack.packb({"v": 1, "op": "search", "id": 1, "collection": collection, "exact": True, "limit": 10,
+                                 "vector": query.tobytes()}, use_bin_type=True)
+        path = os.path.join(self.dir, "run", "client.ipc")
+        while time.monotonic() - began < seconds:
+            sock = zmq.Context.instance().socket(zmq.DEALER)
+            sock.linger = 0
+            sock.reconnect_ivl = 5
+            sock.connect("ipc://" + path)
+            sock.send(request)
+            while sock.poll(500):
+                reply = msgpack.unpackb(sock.recv(), strict_map_key=False)
+                if reply["ok"] and len(reply["hits"]) == 10 and reply["exact"]:
+                    sock.close()
+                    return time.monotonic() - began
+                time.sleep(0.01)
+                sock.send(request)
+            sock.close()
+        raise RuntimeError(f"no exact answer within {seconds} s after a start")
 
     def kill_everything(self):
         for client in self.clients:
