@@ -388,6 +388,32 @@ static void scan_u4x32(const uint8_t *codes, const uint8_t *luts, size_t segment
     memcpy(out + 16, &high_half, sizeof high_half);
 }
 
+/* Four rows at a time: eight sums keep the adders busy while a column is loaded once. */
+static void dots_f32x16(const float *rows, size_t count, const float *columns, size_t n, float *out)
+{
+    for (size_t row = 0; row < count; row += 4) {
+        const float *at[4];
+        __m256 low[4], high[4];
+        for (size_t r = 0; r < 4; r++) { /* past the end the last row is worked on again */
+            at[r] = rows + (row + r < count ? row + r : count - 1) * n;
+            low[r] = high[r] = _mm256_setzero_ps();
+        }
+        for (size_t i = 0; i < n; i++) {
+            __m256 column0 = _mm256_loadu_ps(columns + i * 16);
+            __m256 column1 = _mm256_loadu_ps(columns + i * 16 + 8);
+            for (size_t r = 0; r < 4; r++) {
+                __m256 x = _mm256_broadcast_ss(at[r] + i);
+                low[r] = _mm256_add_ps(low[r], _mm256_mul_ps(x, column0));
+                high[r] = _mm256_add_ps(high[r], _mm256_mul_ps(x, column1));
+            }
+        }
+        for (size_t r = 0; r < 4 && row + r < count; r++) {
+            _mm256_storeu_ps(out + (row + r) * 16, low[r]);
+            _mm256_storeu_ps(out + (row + r) * 16 + 8, high[r]);
+        }
+    }
+}
+
 const struct sk_kernels sk_kernels_avx2 = {
     .isa = "avx2",
     .dot_f32 = dot_f32,
@@ -407,4 +433,5 @@ const struct sk_kernels sk_kernels_avx2 = {
     .quantise_s8 = quantise_s8,
     .quantise_u4 = quantise_u4,
     .scan_u4x32 = scan_u4x32,
+    .dots_f32x16 = dots_f32x16,
 };

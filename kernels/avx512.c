@@ -285,28 +285,40 @@ static void quantise_u4(const float *x, size_t n, float scale, uint8_t *codes)
         }
 }
 
-/* As in avx2.c, with two chunks (four segments) a step: the first in the lower half, the second in the
- * upper; the halves are added at the end. */
-static void scan_u4x32(const uint8_t *codes, const uint8_t *luts, size_t segments, uint16_t *out)
+struct scan_sums {
+    __m512i both0, both1, odd0, odd1; /* see avx2.c */
+};
+
+/* Two chunks (four segments): the first in the lower half, the second in the upper. */
+static struct scan_sums scan_step(struct scan_sums sums, __m512i pairs, __m512i lut)
 {
     const __m512i nibble = _mm512_set1_epi8(15);
-    __m512i both0 = _mm512_setzero_si512(), both1 = both0, odd0 = both0, odd1 = both0;
-    for (size_t segment = 0; segment < segments; segment += 4) {
-        /* the last two segments of an odd number of chunks: zeros for what is not there add 0 */
-        const __mmask64 present = first64((segments - segment) * 16);
-        __m512i pairs = _mm512_maskz_loadu_epi8(present, codes + segment * 16);
-        __m512i lut = _mm512_maskz_loadu_epi8(present, luts + segment * 16);
-        __m512i low = _mm512_shuffle_epi8(_mm512_shuffle_i64x2(lut, lut, 0xA0),
-                                          _mm512_and_si512(pairs, nibble));
-        __m512i high =
-            _mm512_shuffle_epi8(_mm512_shuffle_i64x2(lut, lut, 0xF5),
-                                _mm512_and_si512(_mm512_srli_epi16(pairs, 4), nibble));
-        both0 = _mm512_add_epi16(both0, low);
-        both1 = _mm512_add_epi16(both1, high);
-        odd0 = _mm512_add_epi16(odd0, _mm512_srli_epi16(low, 8));
-        odd1 = _mm512_add_epi16(odd1, _mm512_srli_epi16(high, 8));
+    __m512i low = _mm512_shuffle_epi8(_mm512_shuffle_i64x2(lut, lut, 0xA0),
+                                      _mm512_and_si512(pairs, nibble));
+    __m512i high = _mm512_shuffle_epi8(_mm512_shuffle_i64x2(lut, lut, 0xF5),
+                                       _mm512_and_si512(_mm512_srli_epi16(pairs, 4), nibble));
+    sums.both0 = _mm512_add_epi16(sums.both0, low);
+    sums.both1 = _mm512_add_epi16(sums.both1, high);
+    sums.odd0 = _mm512_add_epi16(sums.odd0, _mm512_srli_epi16(low, 8));
+    sums.odd1 = _mm512_add_epi16(sums.odd1, _mm512_srli_epi16(high, 8));
+    return sums;
+}
+
+static void scan_u4x32(const uint8_t *codes, const uint8_t *luts, size_t segments, uint16_t *out)
+{
+    const __m512i zero = _mm512_setzero_si512();
+    struct scan_sums sums = {zero, zero, zero, zero};
+    size_t segment = 0;
+    for (; segment + 4 <= segments; segment += 4)
+        sums = scan_step(sums, _mm512_loadu_si512(codes + segment * 16),
+                         _mm512_loadu_si512(luts + segment * 16));
+    if (segment < segments) { /* the halves that are not there add zeros */
+        const __mmask64 first = first64(32);
+        sums = scan_step(sums, _mm512_maskz_loadu_epi8(first, codes + segment * 16),
+                         _mm512_maskz_loadu_epi8(first, luts + segment * 16));
     }
-    __m512i both = _mm512_add_epi16(both0, both1), odd = _mm512_add_epi16(odd0, odd1);
+    __m512i both = _mm512_add_epi16(sums.both0, sums.both1);
+    __m512i odd = _mm512_add_epi16(sums.odd0, sums.odd1);
     __m256i odds =
         _mm256_add_epi16(_mm512_castsi512_si256(odd), _mm512_extracti64x4_epi64(odd, 1));
     __m256i evens =
@@ -315,6 +327,26 @@ static void scan_u4x32(const uint8_t *codes, const uint8_t *luts, size_t segment
     __m256i first = _mm256_unpacklo_epi16(evens, odds), second = _mm256_unpackhi_epi16(evens, odds);
     _mm256_storeu_si256((__m256i *)(void *)out, _mm256_permute2x128_si256(first, second, 0x20));
     _mm256_storeu_si256((__m256i *)(void *)(out + 16), _mm256_permute2x128_si256(first, second, 0x31));
+}
+
+/* Eight rows at a time: eight sums keep the adders busy while a column is loaded once. */
+static void dots_f32x16(const float *rows, size_t count, const float *columns, size_t n, float *out)
+{
+    for (size_t row = 0; row < count; row += 8) {
+        const float *at[8];
+        __m512 sum[8];
+        for (size_t r = 0; r < 8; r++) { /* past the end the last row is worked on again */
+            at[r] = rows + (row + r < count ? row + r : count - 1) * n;
+            sum[r] = _mm512_setzero_ps();
+        }
+        for (size_t i = 0; i < n; i++) {
+            __m512 column = _mm512_loadu_ps(columns + i * 16);
+            for (size_t r = 0; r < 8; r++)
+                sum[r] = _mm512_add_ps(sum[r], _mm512_mul_ps(_mm512_set1_ps(at[r][i]), column));
+        }
+        for (size_t r = 0; r < 8 && row + r < count; r++)
+            _mm512_storeu_ps(out + (row + r) * 16, sum[r]);
+    }
 }
 
 const struct sk_kernels sk_kernels_avx512 = {
@@ -336,4 +368,5 @@ const struct sk_kernels sk_kernels_avx512 = {
     .quantise_s8 = quantise_s8,
     .quantise_u4 = quantise_u4,
     .scan_u4x32 = scan_u4x32,
+    .dots_f32x16 = dots_f32x16,
 };

@@ -58,6 +58,9 @@ struct sk_kernels {
      * byte k of chunk s holds vector k, segment 2s in its low nibble, 2s + 1 in its high one. segments
      * is even and at most SK_SCAN_SEGMENTS_MAX, so that no sum passes 16 bits: see sk_scan_u4x32. */
     void (*scan_u4x32)(const uint8_t *codes, const uint8_t *luts, size_t segments, uint16_t *out);
+    /* Many rows (count x n) against 16 columns side by side (n x 16): out (count x 16) = the sums of
+     * products, each added in the order of the elements. Error: at most n x 2^-24 x sum of |terms|. */
+    void (*dots_f32x16)(const float *rows, size_t count, const float *columns, size_t n, float *out);
 };
 enum { SK_SCAN_BLOCK = 32, SK_SCAN_SEGMENTS_MAX = 256 }; /* 256 x 255 = 65,280 */
 

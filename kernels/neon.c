@@ -298,6 +298,29 @@ static void scan_u4x32(const uint8_t *codes, const uint8_t *luts, size_t segment
         vst1q_u16(out + 8 * part, sum[part]);
 }
 
+/* Four rows at a time: sixteen sums keep the adders busy while a column is loaded once. */
+static void dots_f32x16(const float *rows, size_t count, const float *columns, size_t n, float *out)
+{
+    for (size_t row = 0; row < count; row += 4) {
+        const float *at[4];
+        float32x4_t sum[4][4];
+        for (size_t r = 0; r < 4; r++) { /* past the end the last row is worked on again */
+            at[r] = rows + (row + r < count ? row + r : count - 1) * n;
+            for (size_t part = 0; part < 4; part++)
+                sum[r][part] = vdupq_n_f32(0);
+        }
+        for (size_t i = 0; i < n; i++)
+            for (size_t part = 0; part < 4; part++) {
+                float32x4_t column = vld1q_f32(columns + i * 16 + part * 4);
+                for (size_t r = 0; r < 4; r++)
+                    sum[r][part] = vaddq_f32(sum[r][part], vmulq_n_f32(column, at[r][i]));
+            }
+        for (size_t r = 0; r < 4 && row + r < count; r++)
+            for (size_t part = 0; part < 4; part++)
+                vst1q_f32(out + (row + r) * 16 + part * 4, sum[r][part]);
+    }
+}
+
 const struct sk_kernels sk_kernels_neon = {
     .isa = "neon",
     .dot_f32 = dot_f32,
@@ -317,4 +340,5 @@ const struct sk_kernels sk_kernels_neon = {
     .quantise_s8 = quantise_s8,
     .quantise_u4 = quantise_u4,
     .scan_u4x32 = scan_u4x32,
+    .dots_f32x16 = dots_f32x16,
 };

@@ -180,6 +180,17 @@ static void scan_u4x32(const uint8_t *codes, const uint8_t *luts, size_t segment
     }
 }
 
+static void dots_f32x16(const float *rows, size_t count, const float *columns, size_t n, float *out)
+{
+    for (size_t row = 0; row < count; row++)
+        for (size_t lane = 0; lane < LANES; lane++) {
+            float sum = 0;
+            for (size_t i = 0; i < n; i++)
+                sum += rows[row * n + i] * columns[i * LANES + lane];
+            out[row * LANES + lane] = sum;
+        }
+}
+
 const struct sk_kernels sk_kernels_scalar = {
     .isa = "scalar",
     .dot_f32 = dot_f32,
@@ -199,4 +210,5 @@ const struct sk_kernels sk_kernels_scalar = {
     .quantise_s8 = quantise_s8,
     .quantise_u4 = quantise_u4,
     .scan_u4x32 = scan_u4x32,
+    .dots_f32x16 = dots_f32x16,
 };

@@ -91,6 +91,34 @@ static void floats_match(const struct sk_kernels *set, const struct sk_kernels *
     EXPECT(fabs(got_l264 - l2) <= 1e-12 * (l2 + 1), "l2sq_f64 n %zu", n);
 }
 
+/* Rows and columns of n elements at odd places, counts that leave a rest in every set. */
+static void many_dots_match(const struct sk_kernels *set, const struct sk_kernels *oracle, size_t n,
+                            size_t shift)
+{
+    enum { ROWS_MAX = 11 };
+    static float rows[ROWS_MAX * LENGTH_MAX + 4], columns[LENGTH_MAX * 16 + 4];
+    static float got[ROWS_MAX * 16 + 1], want[ROWS_MAX * 16];
+    const size_t count = 1 + n % ROWS_MAX;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        rows[i] = next_float();
+    for (size_t i = 0; i < sizeof columns / sizeof *columns; i++)
+        columns[i] = next_float();
+    got[count * 16] = 77;
+    set->dots_f32x16(rows + shift, count, columns + shift, n, got);
+    oracle->dots_f32x16(rows + shift, count, columns + shift, n, want);
+    EXPECT(same_bits(got, want, count * 16 * sizeof *got), "%s dots_f32x16 n %zu", set->isa, n);
+    EXPECT(got[count * 16] == 77, "%s dots_f32x16 n %zu wrote past its end", set->isa, n);
+    for (size_t i = 0; i < count * 16; i++) {
+        double dot = 0, size = 0;
+        for (size_t at = 0; at < n; at++) {
+            double product = (double)rows[shift + i / 16 * n + at] * (double)columns[shift + at * 16 + i % 16];
+            dot += product;
+            size += fabs(product);
+        }
+        EXPECT(fabs((double)got[i] - dot) <= (double)n * 0x1p-24 * size, "dots_f32x16 n %zu", n);
+    }
+}
+
 static void integers_match(const struct sk_kernels *set, const int8_t *a, const int8_t *b,
                            const int16_t *w, const uint8_t *codes, size_t n)
 {
@@ -170,6 +198,7 @@ static void every_set_returns_the_bits_of_the_scalar_one(const struct sk_kernels
             floats_match(set, oracle, xa + shift, xb + 2 * shift + 1, n);
             integers_match(set, ba + shift, bb + 2 * shift + 1, wa + shift, ca + shift, n);
             conversions_match(set, oracle, xa + shift, n);
+            many_dots_match(set, oracle, n, shift);
         }
     for (size_t n = 320; n <= 8192; n *= 2) {
         fill(xa, ba, wa, ca, ROOM, 127);
