@@ -298,6 +298,20 @@ static enum sk_err exactly_one(const struct sk_request *request, uint64_t mask, 
 
 #define BIT(member) (UINT64_C(1) << SK_FIELD_##member)
 
+static enum sk_err check_search(const struct sk_request *request, struct sk_diag *d)
+{
+    if (__builtin_popcountll(request->present & (BIT(ef) | BIT(nprobe) | BIT(recall))) > 1)
+        return sk_fail_field(d, SK_ERR_INVALID, "recall",
+                             "search takes one of ef, nprobe and recall, not several");
+    if (sk_request_has(request, SK_FIELD_recall) &&
+        !(request->recall >= SK_RECALL_MIN && request->recall <= SK_RECALL_MAX))
+        return sk_fail_field(d, SK_ERR_INVALID, "recall",
+                             "recall is %g, want 0.5 to 0.999; for all of them there is exact",
+                             request->recall);
+    return exactly_one(request, BIT(vector) | BIT(queries) | BIT(like), "vector",
+                       "vector, vectors, like", d);
+}
+
 static enum sk_err check_together(const struct sk_request *request, struct sk_diag *d)
 {
     switch (request->op) {
@@ -321,8 +335,7 @@ static enum sk_err check_together(const struct sk_request *request, struct sk_di
     case SK_OP_SET_PAYLOAD:
         return exactly_one(request, BIT(ids) | BIT(filter), "ids", "ids, filter", d);
     case SK_OP_SEARCH:
-        return exactly_one(request, BIT(vector) | BIT(queries) | BIT(like), "vector",
-                           "vector, vectors, like", d);
+        return check_search(request, d);
     default:
         return SK_ERR_OK;
     }

@@ -23,6 +23,8 @@ enum {
     SK_DEADLINE_MS_MAX = 600000,
     SK_REQUEST_DEPTH_MAX = 24,
 };
+#define SK_RECALL_MIN 0.5
+#define SK_RECALL_MAX 0.999
 
 enum sk_role { SK_ROLE_NONE = 0, SK_ROLE_READ = 1, SK_ROLE_WRITE = 2, SK_ROLE_ADMIN = 3, SK_ROLE_LINK = 4 };
 

@@ -1,20 +1,15 @@
 #include "common/base/utf8.h"
 #include "proto/payload.h"
 #include "proto/reply.h"
+#include "proto/schema_internal.h"
 
 #include <strings.h>
 
 static const char *const metric_names[] = {"", "l2", "ip", "cosine"};
-static const char *const index_names[] = {"", "flat", "hnsw"};
 
 const char *sk_schema_metric_name(enum sk_schema_metric metric)
 {
     return metric < SK_COUNT_OF(metric_names) ? metric_names[metric] : "";
-}
-
-const char *sk_schema_index_name(enum sk_schema_index index)
-{
-    return index < SK_COUNT_OF(index_names) ? index_names[index] : "";
 }
 
 const char *sk_uuid_text(const uint8_t uuid[SK_UUID_BYTES], char text[SK_UUID_TEXT_BYTES])
@@ -48,114 +43,14 @@ static bool is_metric(struct sk_span text, enum sk_schema_metric *out)
     return false;
 }
 
-static bool is_one_of(struct sk_span key, const char *a, const char *b, const char *c)
-{
-    return sk_span_is(key, a) || (b != NULL && sk_span_is(key, b)) ||
-           (c != NULL && sk_span_is(key, c));
-}
-
-static enum sk_err unknown_key(struct sk_span key, const char *where, const char *const *known,
-                               size_t count, struct sk_diag *d)
-{
-    const char *closest = sk_closest(key, known, count);
-    int shown = (int)(key.size > 64 ? 64 : key.size);
-    return sk_fail_field(d, SK_ERR_UNKNOWN_FIELD, where, "%s has no field '%.*s'%s%s%s", where,
-                         shown, (const char *)key.bytes,
-                         closest != NULL ? "; the closest name is '" : "",
-                         closest != NULL ? closest : "", closest != NULL ? "'" : "");
-}
-
-static enum sk_err read_bounded(struct sk_reader *from, const char *name, uint32_t least,
-                                uint32_t most, uint32_t *out, struct sk_diag *d)
-{
-    struct sk_value value;
-    enum sk_err err = sk_read(from, &value, d);
-    if (err != SK_ERR_OK)
-        return err;
-    if (value.kind != SK_VALUE_UNSIGNED)
-        return sk_fail_field(d, SK_ERR_INVALID, name, "%s is %s, want %u to %u", name,
-                             sk_value_kind_name(value.kind), least, most);
-    if (value.u64 < least || value.u64 > most)
-        return sk_fail_field(d, value.u64 > most ? SK_ERR_TOO_LARGE : SK_ERR_INVALID, name,
-                             "%s is %llu, want %u to %u", name, (unsigned long long)value.u64,
-                             least, most);
-    *out = (uint32_t)value.u64;
-    return SK_ERR_OK;
-}
-
-static enum sk_err read_index_kind(const struct sk_value *value, struct sk_vector_field *out,
-                                   struct sk_diag *d)
-{
-    for (size_t i = 1; i < SK_COUNT_OF(index_names); i++) {
-        if (value->kind == SK_VALUE_TEXT && sk_span_is(value->span, index_names[i])) {
-            out->index = (enum sk_schema_index)i;
-            return SK_ERR_OK;
-        }
-    }
-    return sk_fail_field(d, SK_ERR_INVALID, "index", "an index type is 'flat' or 'hnsw'");
-}
-
-/* index: "hnsw", or {type, m, ef_construction, profile}. */
-static enum sk_err read_index(struct sk_reader *from, struct sk_vector_field *out,
-                              struct sk_diag *d)
-{
-    static const char *const known[] = {"type", "m", "ef_construction", "profile"};
-    struct sk_value value;
-    uint32_t seen = 0;
-    enum sk_err err = sk_read(from, &value, d);
-    if (err != SK_ERR_OK || value.kind == SK_VALUE_TEXT)
-        return err != SK_ERR_OK ? err : read_index_kind(&value, out, d);
-    if (value.kind != SK_VALUE_MAP)
-        return sk_fail_field(d, SK_ERR_INVALID, "index", "index is %s, want text or a map",
-                             sk_value_kind_name(value.kind));
-    uint32_t count = value.count;
-    for (uint32_t i = 0; i < count && err == SK_ERR_OK; i++) {
-        struct sk_span key;
-        uint32_t bit = 8;
-        err = sk_read_key(from, &key, d);
-        if (err != SK_ERR_OK)
-            break;
-        if (is_one_of(key, "m", "M", "max_neighbors")) {
-            bit = 1;
-            err = read_bounded(from, "m", SK_M_MIN, SK_M_MAX, &out->m, d);
-        } else if (is_one_of(key, "ef_construction", "ef_construct", "efConstruction")) {
-            bit = 2;
-            err = read_bounded(from, "ef_construction", SK_EF_CONSTRUCTION_MIN,
-                               SK_EF_CONSTRUCTION_MAX, &out->ef_construction, d);
-        } else if (sk_span_is(key, "type")) {
-            bit = 4;
-            err = sk_read(from, &value, d);
-            if (err == SK_ERR_OK)
-                err = read_index_kind(&value, out, d);
-        } else if (sk_span_is(key, "profile")) {
-            err = sk_read(from, &value, d);
-            if (err == SK_ERR_OK &&
-                (value.kind != SK_VALUE_TEXT || !sk_span_is(value.span, "balanced")))
-                err = sk_fail_field(d, SK_ERR_INVALID, "profile",
-                                    "profile is 'balanced' in this release");
-        } else {
-            err = unknown_key(key, "index", known, SK_COUNT_OF(known), d);
-        }
-        if (err == SK_ERR_OK && (seen & bit) != 0)
-            err = sk_fail_field(d, SK_ERR_INVALID, "index",
-                                "'%.*s' is given twice (perhaps under "
-                                "another of its names)",
-                                (int)key.size, (const char *)key.bytes);
-        seen |= bit;
-    }
-    return err;
-}
-
 static enum sk_err read_vector_field(struct sk_reader *from, struct sk_vector_field *out,
                                      struct sk_diag *d)
 {
     static const char *const known[] = {"dim", "metric", "index"};
     struct sk_value value;
-    uint32_t seen = 0;
+    uint32_t seen = 0, index_seen = 0;
     out->metric = SK_SCHEMA_COSINE;
-    out->index = SK_SCHEMA_HNSW;
-    out->m = SK_M_DEFAULT;
-    out->ef_construction = SK_EF_CONSTRUCTION_DEFAULT;
+    sk_schema_index_defaults(out, SK_SCHEMA_HNSW);
     enum sk_err err = sk_read(from, &value, d);
     if (err != SK_ERR_OK)
         return err;
@@ -170,10 +65,10 @@ static enum sk_err read_vector_field(struct sk_reader *from, struct sk_vector_fi
         err = sk_read_key(from, &key, d);
         if (err != SK_ERR_OK)
             break;
-        if (is_one_of(key, "dim", "size", "dimension")) {
+        if (sk_schema_key_is(key, "dim", "size", "dimension")) {
             bit = 1;
-            err = read_bounded(from, "dim", 1, SK_DIM_MAX, &out->dim, d);
-        } else if (is_one_of(key, "metric", "distance", NULL)) {
+            err = sk_schema_read_bounded(from, "dim", 1, SK_DIM_MAX, &out->dim, d);
+        } else if (sk_schema_key_is(key, "metric", "distance", NULL)) {
             bit = 2;
             err = sk_read(from, &value, d);
             if (err == SK_ERR_OK &&
@@ -181,9 +76,9 @@ static enum sk_err read_vector_field(struct sk_reader *from, struct sk_vector_fi
                 err = sk_fail_field(d, SK_ERR_INVALID, "metric", "metric is l2, ip or cosine");
         } else if (sk_span_is(key, "index")) {
             bit = 4;
-            err = read_index(from, out, d);
+            err = sk_schema_read_index(from, out, &index_seen, d);
         } else {
-            err = unknown_key(key, "vectors", known, SK_COUNT_OF(known), d);
+            err = sk_schema_unknown_key(key, "vectors", known, SK_COUNT_OF(known), d);
         }
         if (err == SK_ERR_OK && (seen & bit) != 0)
             err =
@@ -193,6 +88,8 @@ static enum sk_err read_vector_field(struct sk_reader *from, struct sk_vector_fi
     if (err == SK_ERR_OK && out->dim == 0)
         err = sk_fail_field(d, SK_ERR_INVALID, "dim", "a vector field wants a dim of 1 to %d",
                             SK_DIM_MAX);
+    if (err == SK_ERR_OK)
+        err = sk_schema_check_index(out, index_seen, d);
     return err;
 }
 
@@ -200,8 +97,8 @@ static enum sk_err read_vector_field(struct sk_reader *from, struct sk_vector_fi
 
 static bool is_reserved(struct sk_span name)
 {
-    return is_one_of(name, "dim", "size", "metric") ||
-           is_one_of(name, "dimension", "distance", "index");
+    return sk_schema_key_is(name, "dim", "size", "metric") ||
+           sk_schema_key_is(name, "dimension", "distance", "index");
 }
 
 static enum sk_err read_vectors(struct sk_schema *out, struct sk_span packed, struct sk_diag *d)
@@ -360,45 +257,6 @@ enum sk_err sk_schema_from_request(struct sk_schema *out, const struct sk_reques
     return err;
 }
 
-static enum sk_err alter_one_index(struct sk_vector_field *field, struct sk_reader *from,
-                                   bool *is_changed, struct sk_diag *d)
-{
-    struct sk_vector_field changed = *field;
-    enum sk_err err = read_index(from, &changed, d);
-    if (err != SK_ERR_OK)
-        return err;
-    if (changed.m != field->m || changed.index != field->index)
-        return sk_fail_field(d, SK_ERR_INVALID, "index",
-                             "only ef_construction of an index can be altered");
-    *is_changed = *is_changed || changed.ef_construction != field->ef_construction;
-    *field = changed;
-    return SK_ERR_OK;
-}
-
-/* index: {ef_construction}, or a map: vector name -> that. */
-static enum sk_err alter_index(struct sk_schema *schema, struct sk_span packed, bool *is_changed,
-                               struct sk_diag *d)
-{
-    struct sk_reader from = sk_reader_of(packed);
-    struct sk_value head;
-    if (schema->vectors[0].name[0] == '\0')
-        return alter_one_index(&schema->vectors[0], &from, is_changed, d);
-    enum sk_err err = sk_read(&from, &head, d);
-    if (err == SK_ERR_OK && head.kind != SK_VALUE_MAP)
-        err = sk_fail_field(d, SK_ERR_INVALID, "index",
-                            "index wants a map: vector name -> {ef_construction}");
-    for (uint32_t i = 0; err == SK_ERR_OK && i < head.count; i++) {
-        struct sk_span key;
-        uint32_t f = 0;
-        err = sk_read_key(&from, &key, d);
-        if (err == SK_ERR_OK)
-            err = sk_schema_vector(schema, key, &f, d);
-        if (err == SK_ERR_OK)
-            err = alter_one_index(&schema->vectors[f], &from, is_changed, d);
-    }
-    return err;
-}
-
 enum sk_err sk_schema_alter(struct sk_schema *schema, const struct sk_request *request,
                             struct sk_diag *d)
 {
@@ -408,7 +266,7 @@ enum sk_err sk_schema_alter(struct sk_schema *schema, const struct sk_request *r
     if (sk_request_has(request, SK_FIELD_payload_schema))
         err = read_payload_fields(&changed, request->payload_schema, true, &is_changed, d);
     if (err == SK_ERR_OK && sk_request_has(request, SK_FIELD_index_schema))
-        err = alter_index(&changed, request->index_schema, &is_changed, d);
+        err = sk_schema_alter_index(&changed, request->index_schema, &is_changed, d);
     if (err != SK_ERR_OK)
         return err;
     if (sk_request_has(request, SK_FIELD_memory_bytes_max) &&
@@ -426,22 +284,13 @@ enum sk_err sk_schema_alter(struct sk_schema *schema, const struct sk_request *r
 
 static void describe_vector(struct sk_buffer *to, const struct sk_vector_field *field)
 {
-    bool is_graph = field->index == SK_SCHEMA_HNSW;
     sk_put_map(to, 3);
     sk_put_text(to, "dim");
     sk_put_u64(to, field->dim);
     sk_put_text(to, "metric");
     sk_put_text(to, sk_schema_metric_name(field->metric));
     sk_put_text(to, "index");
-    sk_put_map(to, is_graph ? 3 : 1);
-    sk_put_text(to, "type");
-    sk_put_text(to, sk_schema_index_name(field->index));
-    if (is_graph) {
-        sk_put_text(to, "m");
-        sk_put_u64(to, field->m);
-        sk_put_text(to, "ef_construction");
-        sk_put_u64(to, field->ef_construction);
-    }
+    sk_schema_describe_index(to, field);
 }
 
 void sk_schema_describe(struct sk_buffer *to, const struct sk_schema *schema)

@@ -1,6 +1,15 @@
-/* The stored form of a schema: in the map, in shards and in snapshots. Arrays, so append only. */
+/* The stored form of a schema: in the map, in shards and in snapshots. Arrays, so append only. A vector
+ * field that needs none of what came with 0.2 is written as 0.1 wrote it, so that 0.1 can read it. */
 #include "common/base/utf8.h"
 #include "proto/schema.h"
+
+enum { FIELD_MEMBERS_0_1 = 6, FIELD_MEMBERS = 10 };
+
+static bool is_of_0_1(const struct sk_vector_field *field)
+{
+    return field->index <= SK_SCHEMA_HNSW && field->profile == SK_SCHEMA_BALANCED &&
+           field->nlist == 0 && field->pq_m == 0 && field->refine == 0;
+}
 
 void sk_schema_encode(struct sk_buffer *to, const struct sk_schema *schema)
 {
@@ -14,13 +23,19 @@ void sk_schema_encode(struct sk_buffer *to, const struct sk_schema *schema)
     sk_put_array(to, schema->vector_count);
     for (uint32_t i = 0; i < schema->vector_count; i++) {
         const struct sk_vector_field *field = &schema->vectors[i];
-        sk_put_array(to, 6);
+        sk_put_array(to, is_of_0_1(field) ? FIELD_MEMBERS_0_1 : FIELD_MEMBERS);
         sk_put_text(to, field->name);
         sk_put_u64(to, field->dim);
         sk_put_u64(to, field->metric);
         sk_put_u64(to, field->index);
         sk_put_u64(to, field->m);
         sk_put_u64(to, field->ef_construction);
+        if (is_of_0_1(field))
+            continue;
+        sk_put_u64(to, field->profile);
+        sk_put_u64(to, field->nlist);
+        sk_put_u64(to, field->pq_m);
+        sk_put_u64(to, field->refine);
     }
     sk_put_array(to, schema->field_count);
     for (uint32_t i = 0; i < schema->field_count; i++) {
@@ -74,15 +89,23 @@ static void take_run(struct decoder *self, enum sk_value_kind kind, void *out, s
 
 static void take_vector_field(struct decoder *in, struct sk_vector_field *field)
 {
-    in->is_bad = in->is_bad || take_count(in, 6) != 6;
+    uint32_t members = take_count(in, FIELD_MEMBERS);
+    in->is_bad = in->is_bad || (members != FIELD_MEMBERS_0_1 && members != FIELD_MEMBERS);
     take_run(in, SK_VALUE_TEXT, field->name, 0, SK_NAME_BYTES_MAX);
     field->dim = (uint32_t)take(in, SK_DIM_MAX);
     field->metric = (enum sk_schema_metric)take(in, SK_SCHEMA_COSINE);
-    field->index = (enum sk_schema_index)take(in, SK_SCHEMA_HNSW);
+    field->index = (enum sk_schema_index)take(in, SK_SCHEMA_HYBRID);
     field->m = (uint32_t)take(in, SK_M_MAX);
     field->ef_construction = (uint32_t)take(in, SK_EF_CONSTRUCTION_MAX);
+    if (members == FIELD_MEMBERS) {
+        field->profile = (enum sk_schema_profile)take(in, SK_SCHEMA_MEMORY);
+        field->nlist = (uint32_t)take(in, SK_NLIST_MAX);
+        field->pq_m = (uint32_t)take(in, SK_PQ_M_MAX);
+        field->refine = (uint32_t)take(in, SK_REFINE_MAX);
+    }
     if (field->dim == 0 || field->metric == 0 || field->index == 0 || field->m < SK_M_MIN ||
-        field->ef_construction < SK_EF_CONSTRUCTION_MIN)
+        field->ef_construction < SK_EF_CONSTRUCTION_MIN || field->pq_m % 2 != 0 ||
+        field->pq_m > field->dim)
         in->is_bad = true;
 }
 

@@ -324,6 +324,8 @@ static void plan_search(struct sk_router *self, struct request *request,
     struct sk_diag d = {0};
     uint32_t field;
     enum sk_err rc = sk_schema_vector(schema, request->decoded->using, &field, &d);
+    if (rc == SK_ERR_OK)
+        rc = sk_schema_check_search(&schema->vectors[field], request->decoded, &d);
     if (rc != SK_ERR_OK) {
         if (d.field[0] == '\0')
             snprintf(d.field, sizeof d.field, "using");

@@ -47,11 +47,15 @@ static struct sk_index_params params_of(const struct field *field)
                                                     : field->shard->worker->config.memory_bytes_max;
     uint64_t parts = (uint64_t)schema->shard_count * schema->vector_count;
     return (struct sk_index_params){
-        .kind = SK_INDEX_HNSW,
+        .kind = (enum sk_index_kind)field->schema.index,
         .metric = (enum sk_metric)field->schema.metric,
         .dim = field->schema.dim,
         .m = field->schema.m,
         .ef_construction = field->schema.ef_construction,
+        .profile = (enum sk_index_profile)field->schema.profile,
+        .nlist = field->schema.nlist,
+        .pq_m = field->schema.pq_m,
+        .refine = field->schema.refine,
         .seed = 0x536B657272790000U | field->at,
         .isa = field->shard->worker->config.kernels,
         .flat_below = field->shard->worker->config.flat_below,
@@ -110,14 +114,31 @@ void field_rebuild(struct writer *writer, struct field *field, const char *why)
     field_set_state(field, FIELD_UNLOADED);
 }
 
-void field_reload(struct field *field)
+static void bury_index(struct field *field, const char *why)
 {
     if (field->index == NULL)
         return;
-    grave_put_index(field->shard, take_away(field, field->note));
+    grave_put_index(field->shard, take_away(field, why));
     grave_put_chunks(field->shard, sk_pending_take_retired(&field->pending));
     graves_dig(field->shard, false);
+}
+
+void field_reload(struct field *field)
+{
+    bury_index(field, "");
+    field->note[0] = '\0';
     field_set_state(field, FIELD_UNLOADED);
+}
+
+void field_scan(struct field *field)
+{
+    char path[SK_PATH_BYTES];
+    struct sk_diag ignored = {0};
+    bury_index(field, "");
+    if (checkpoint_path(field, path, &ignored) == SK_ERR_OK)
+        (void)unlink(path);
+    field->delta_drop = field->delta_next;
+    field_set_state(field, FIELD_FLAT);
 }
 
 /* ---- loading ---- */
@@ -374,8 +395,8 @@ void turn_index(struct sk_job *job)
         }
         sk_store_read_end(shard->writer_reader);
     }
-    if (rc == SK_ERR_INVALID && writer->field != NULL && writer->field->index != NULL) {
-        /* a vector that the index refuses: scans find it all the same */
+    if (rc == SK_ERR_INVALID && writer->field != NULL) {
+        /* a vector or a kind that the index refuses: scans find all the same */
         field_give_up(writer, writer->field, d->text);
         rc = SK_ERR_OK;
     }

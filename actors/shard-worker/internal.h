@@ -382,12 +382,20 @@ void field_give_up(struct writer *writer, struct field *field, const char *why);
 /* Loaded again, as the altered schema says: from the checkpoint and the stored deltas. Core, nothing of
  * the shard in flight. */
 void field_reload(struct field *field);
-/* The same, but it is built again from nothing. */
+/* Scans from now on, and nothing of an index is left. Core, nothing of the shard in flight. */
+void field_scan(struct field *field);
+/* The same as after a reload, but it is built again from nothing. */
 void field_rebuild(struct writer *writer, struct field *field, const char *why);
 /* Edges, and rows against the store and the pending buffer. INTERNAL names what does not hold;
  * *checked grows by the rows looked at. Inside a read of writer_reader. */
 SK_CHECKED enum sk_err field_check(struct field *field, uint64_t *checked, struct sk_diag *d);
 void field_set_state(struct field *field, enum field_state state);
+
+/* altering.c */
+bool field_is_scanned(const struct field *field);
+/* Core, nothing of the shard in flight. */
+void field_take_schema(struct field *field, const struct sk_vector_field *next,
+                       bool has_other_budget);
 
 /* saving.c */
 void turn_save(struct sk_job *job);

@@ -277,7 +277,9 @@ static enum sk_err graph_once(struct search *self, struct sk_index *index, uint3
     const struct sk_index_query query = {
         .vector = self->query,
         .k = k,
-        .ef = request->ef,
+        .ef = sk_request_has(request, SK_FIELD_ef) ? request->ef : 0,
+        .nprobe = request->nprobe,
+        .recall_target = (float)request->recall,
         .has_score_worst = sk_request_has(request, SK_FIELD_score_threshold),
         .score_worst = (float)request->score_threshold,
         .filter = self->filter != NULL ? &filter : NULL,
@@ -456,7 +458,7 @@ static enum sk_err find_field(struct search *self, struct sk_diag *d)
         if (using.bytes != NULL ? sk_span_is(using, shard->fields[f].schema.name)
                                 : shard->field_count == 1) {
             self->field = &shard->fields[f];
-            return SK_ERR_OK;
+            return sk_schema_check_search(&self->field->schema, self->request, d);
         }
     char names[240] = "";
     size_t at = 0;

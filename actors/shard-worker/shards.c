@@ -176,8 +176,7 @@ enum sk_err shard_reset(struct shard *shard, struct sk_diag *d)
         field->schema = shard->schema->vectors[f];
         field->delta_next = 1;
         sk_pending_init(&field->pending, field->schema.dim);
-        bool is_scanned =
-            field->schema.index == SK_SCHEMA_FLAT || field->schema.dim < SK_INDEX_GRAPH_DIM_MIN;
+        bool is_scanned = field_is_scanned(field);
         if (is_scanned && field->schema.index != SK_SCHEMA_FLAT)
             snprintf(field->note, sizeof field->note,
                      "below %d dimensions every search is an exact scan", SK_INDEX_GRAPH_DIM_MIN);
@@ -331,13 +330,9 @@ static void take_schema(struct shard *shard)
     struct sk_schema *before = shard->schema;
     shard->schema = next;
     shard->is_loading_fields = true;
-    for (unsigned f = 0; f < shard->field_count; f++) {
-        struct field *field = &shard->fields[f];
-        field->schema = next->vectors[f];
-        if (before->memory_bytes_max != next->memory_bytes_max ||
-            before->vectors[f].ef_construction != next->vectors[f].ef_construction)
-            field_reload(field);
-    }
+    for (unsigned f = 0; f < shard->field_count; f++)
+        field_take_schema(&shard->fields[f], &next->vectors[f],
+                          before->memory_bytes_max != next->memory_bytes_max);
     free(before);
     atomic_store_explicit(&shard->is_over_budget, false, memory_order_relaxed);
     shard->index_rest_us = 0;

@@ -29,7 +29,9 @@ def corpora():
     yield "request", [pack(sent) for _, sent in vectors.GOOD] + [data for _, data, _, _ in vectors.RAW]
     yield "filter", [pack(given) + pack(records[0][0]) for _, _, given, records in vectors.FILTERS]
     yield "payload", [pack(one) for one in payloads]
-    yield "schema", [pack(stored), pack(schema("a", []))]
+    lists = schema("lists", [("n", 2)])    # what 0.2 added to a vector field
+    lists[6] = [["text", 8, 3, 4, 16, 200, 0, 64, 4, 3], ["image", 4, 1, 2, 8, 100, 2, 0, 0, 0]]
+    yield "schema", [pack(stored), pack(schema("a", [])), pack(lists)]
     yield "manifest", [pack({"kind": "skerry-store-snapshot", "format": 1, "bytes": 0, "hash": 0x2d06800538d394c2, "records": 3,
                              "schema": stored})]
     yield "map", [pack({"version": 3, "node_id": 2**63, "collections": [{"schema": stored, "workers": [0, 1]}],

@@ -108,6 +108,9 @@ static void what_is_wrong_with_a_vector_field_is_named(void **state)
          19, SK_ERR_INVALID, "index"},
         {"\x82\xa3"
          "dim\x01\xa5index\x81\xa5nlist\x08",
+         20, SK_ERR_INVALID, "nlist"},
+        {"\x82\xa3"
+         "dim\x01\xa5index\x81\xa5nlost\x08",
          20, SK_ERR_UNKNOWN_FIELD, "index"},
         {"\x81\xa1"
          "a\x81\xa4"
@@ -197,7 +200,7 @@ static void a_schema_is_stored_described_and_read_back(void **state)
     assert_shows(sk_buffer_span(&described),
                  "{\"vectors\":{\"text\":{\"dim\":384,\"metric\":\"ip\",\"index\":{\"type\":"
                  "\"hnsw\",\"m\":24,"
-                 "\"ef_construction\":300}},\"image\":{\"dim\":8,\"metric\":\"cosine\",\"index\":{"
+                 "\"ef_construction\":300,\"profile\":\"balanced\"}},\"image\":{\"dim\":8,\"metric\":\"cosine\",\"index\":{"
                  "\"type\":\"flat\"}}},"
                  "\"payload\":{\"lexname\":\"keyword\",\"where.place\":\"geo\"}}");
     sk_buffer_deinit(&stored);
@@ -288,11 +291,198 @@ static void altering_is_whole_or_nothing_and_twice_is_once(void **state)
     assert_int_equal(schema.version, 3);
     assert_int_equal(schema.vectors[0].ef_construction, 500);
     assert_int_equal(alter(&schema, SK_FIELD_index_schema, "\x81\xa4text\x81\xa1m\x08", 10, &d),
-                     SK_ERR_INVALID);
+                     SK_ERR_OK);
+    assert_int_equal(schema.version, 4);
+    assert_int_equal(schema.vectors[0].m, 8);
+    assert_int_equal(schema.vectors[0].ef_construction, 500); /* the rest stays */
     assert_int_equal(alter(&schema, SK_FIELD_index_schema, "\x81\xa4none\x80", 7, &d),
                      SK_ERR_NOT_FOUND);
     assert_int_equal(alter(&schema, SK_FIELD_index_schema, "\xa4hnsw", 5, &d), SK_ERR_INVALID);
     sk_buffer_deinit(&index);
+}
+
+/* A request with one vector field of dimension 32 whose index is the packed value. */
+static enum sk_err create_index(struct sk_schema *schema, const struct sk_buffer *index,
+                                struct sk_diag *d)
+{
+    struct sk_buffer to = {0};
+    sk_put_map(&to, 2);
+    sk_put_text(&to, "dim");
+    sk_put_u64(&to, 32);
+    sk_put_text(&to, "index");
+    sk_put_raw(&to, sk_buffer_span(index));
+    struct sk_request request = request_of((const char *)to.bytes, to.size, NULL, 0);
+    enum sk_err err = sk_schema_from_request(schema, &request, d);
+    sk_buffer_deinit(&to);
+    return err;
+}
+
+/* type, then pairs of a name and a number; NULL ends. */
+static void pack_index(struct sk_buffer *to, const char *type, const char *profile, const char *key,
+                       uint64_t value, const char *key2, uint64_t value2)
+{
+    sk_buffer_clear(to);
+    sk_put_map(to, (size_t)(type != NULL) + (profile != NULL) + (key != NULL) + (key2 != NULL));
+    if (key != NULL) { /* before the type: the order says nothing */
+        sk_put_text(to, key);
+        sk_put_u64(to, value);
+    }
+    if (type != NULL) {
+        sk_put_text(to, "type");
+        sk_put_text(to, type);
+    }
+    if (profile != NULL) {
+        sk_put_text(to, "profile");
+        sk_put_text(to, profile);
+    }
+    if (key2 != NULL) {
+        sk_put_text(to, key2);
+        sk_put_u64(to, value2);
+    }
+}
+
+static void every_index_takes_its_own_parameters_and_no_other(void **state)
+{
+    (void)state;
+    enum { A = 1 << SK_SCHEMA_IVF_FLAT, B = 1 << SK_SCHEMA_IVF_PQ | 1 << SK_SCHEMA_HYBRID };
+    static const struct {
+        const char *name;
+        unsigned types;
+    } parameters[] = {{"m", 1 << SK_SCHEMA_HNSW},       {"ef_construction", 1 << SK_SCHEMA_HNSW},
+                      {"max_neighbors", 1 << SK_SCHEMA_HNSW}, {"nlist", A | B},
+                      {"num_partitions", A | B},        {"centroids", A | B},
+                      {"pq_m", B},                      {"num_sub_vectors", B},
+                      {"refine", B},                    {"refine_factor", B}};
+    struct sk_buffer index = {0};
+    struct sk_schema schema;
+    for (unsigned type = SK_SCHEMA_FLAT; type <= SK_SCHEMA_HYBRID; type++) {
+        const char *name = sk_schema_index_name((enum sk_schema_index)type);
+        for (size_t i = 0; i < SK_COUNT_OF(parameters); i++) {
+            struct sk_diag d = {0};
+            pack_index(&index, name, NULL, parameters[i].name, 16, NULL, 0);
+            enum sk_err err = create_index(&schema, &index, &d);
+            bool is_taken = (parameters[i].types >> type & 1) != 0;
+            assert_int_equal(err, is_taken ? SK_ERR_OK : SK_ERR_INVALID);
+            if (!is_taken)
+                assert_non_null(strstr(d.text, name));
+        }
+        pack_index(&index, name, "speed", NULL, 0, NULL, 0);
+        assert_int_equal(create_index(&schema, &index, NULL),
+                         type == SK_SCHEMA_HNSW ? SK_ERR_OK : SK_ERR_INVALID);
+    }
+    static const struct {
+        const char *name;
+        uint64_t value;
+        enum sk_err err;
+    } limits[] = {{"nlist", 65536, SK_ERR_OK}, {"nlist", 65537, SK_ERR_TOO_LARGE},
+                  {"pq_m", 32, SK_ERR_OK},     {"pq_m", 34, SK_ERR_INVALID}, /* over the dimension */
+                  {"pq_m", 7, SK_ERR_INVALID}, {"pq_m", 0, SK_ERR_OK},
+                  {"refine", 100, SK_ERR_OK},  {"refine", 101, SK_ERR_TOO_LARGE}};
+    for (size_t i = 0; i < SK_COUNT_OF(limits); i++) {
+        pack_index(&index, "IVF_PQ", NULL, limits[i].name, limits[i].value, NULL, 0);
+        assert_int_equal(create_index(&schema, &index, NULL), limits[i].err);
+    }
+    pack_index(&index, "ivf_pq", NULL, "nlist", 8, "centroids", 8);
+    assert_int_equal(create_index(&schema, &index, NULL), SK_ERR_INVALID); /* given twice */
+    pack_index(&index, NULL, "fast", NULL, 0, NULL, 0);
+    assert_int_equal(create_index(&schema, &index, NULL), SK_ERR_INVALID);
+    sk_buffer_deinit(&index);
+}
+
+static void describe_and_store(const struct sk_schema *schema, size_t members, const char *shown)
+{
+    struct sk_buffer stored = {0}, described = {0};
+    struct sk_schema again, named = *schema;
+    struct sk_value value;
+    (void)snprintf(named.name, sizeof named.name, "docs");
+    sk_schema_encode(&stored, &named);
+    struct sk_reader from = sk_reader_of(sk_buffer_span(&stored));
+    assert_int_equal(sk_schema_decode(&again, &from, NULL), SK_ERR_OK);
+    assert_memory_equal(&named, &again, sizeof again);
+    from = sk_reader_of(sk_buffer_span(&stored));
+    for (unsigned i = 0; i < 9; i++) /* the head, six members, the list, its first field */
+        assert_int_equal(sk_read(&from, &value, NULL), SK_ERR_OK);
+    assert_int_equal(value.count, members);
+    sk_put_map(&described, 2);
+    sk_schema_describe(&described, &named);
+    assert_shows(sk_buffer_span(&described), shown);
+    sk_buffer_deinit(&stored);
+    sk_buffer_deinit(&described);
+}
+
+static void an_index_is_altered_in_place(void **state)
+{
+    (void)state;
+    struct sk_buffer index = {0};
+    struct sk_schema schema;
+    struct sk_diag d = {0};
+    pack_index(&index, NULL, NULL, "m", 32, NULL, 0);
+    assert_int_equal(create_index(&schema, &index, &d), SK_ERR_OK);
+    /* what 0.1 knows is stored as 0.1 stored it */
+    describe_and_store(&schema, 6,
+                       "{\"vectors\":{\"dim\":32,\"metric\":\"cosine\",\"index\":{\"type\":"
+                       "\"hnsw\",\"m\":32,\"ef_construction\":200,\"profile\":\"balanced\"}},"
+                       "\"payload\":{}}");
+    pack_index(&index, NULL, "memory", NULL, 0, NULL, 0);
+    assert_int_equal(
+        alter(&schema, SK_FIELD_index_schema, (const char *)index.bytes, index.size, &d), SK_ERR_OK);
+    assert_int_equal(schema.version, 1);
+    describe_and_store(&schema, 10,
+                       "{\"vectors\":{\"dim\":32,\"metric\":\"cosine\",\"index\":{\"type\":"
+                       "\"hnsw\",\"m\":32,\"ef_construction\":200,\"profile\":\"memory\"}},"
+                       "\"payload\":{}}");
+    pack_index(&index, "ivf_pq", NULL, "nlist", 64, "pq_m", 8);
+    for (unsigned times = 0; times < 2; times++)
+        assert_int_equal(
+            alter(&schema, SK_FIELD_index_schema, (const char *)index.bytes, index.size, &d),
+            SK_ERR_OK);
+    assert_int_equal(schema.version, 2);
+    describe_and_store(&schema, 10,
+                       "{\"vectors\":{\"dim\":32,\"metric\":\"cosine\",\"index\":{\"type\":"
+                       "\"ivf_pq\",\"nlist\":64,\"pq_m\":8}},\"payload\":{}}");
+    pack_index(&index, NULL, NULL, "m", 8, NULL, 0); /* it has lists now */
+    assert_int_equal(
+        alter(&schema, SK_FIELD_index_schema, (const char *)index.bytes, index.size, &d),
+        SK_ERR_INVALID);
+    assert_string_equal(d.field, "m");
+    assert_non_null(strstr(d.text, "which takes pq_m"));
+    /* another type begins with its defaults */
+    assert_int_equal(alter(&schema, SK_FIELD_index_schema, "\xa4hnsw", 5, &d), SK_ERR_OK);
+    assert_int_equal(schema.vectors[0].m, 16);
+    assert_int_equal(schema.vectors[0].profile, SK_SCHEMA_BALANCED);
+    assert_int_equal(schema.vectors[0].nlist, 0);
+    assert_int_equal(schema.version, 3);
+    sk_buffer_deinit(&index);
+}
+
+static void a_search_parameter_goes_with_its_index(void **state)
+{
+    (void)state;
+    static const struct {
+        enum sk_schema_index index;
+        enum sk_field field;
+        enum sk_err err;
+    } cases[] = {
+        {SK_SCHEMA_HNSW, SK_FIELD_ef, SK_ERR_OK},
+        {SK_SCHEMA_HNSW, SK_FIELD_nprobe, SK_ERR_INVALID},
+        {SK_SCHEMA_FLAT, SK_FIELD_ef, SK_ERR_OK},
+        {SK_SCHEMA_FLAT, SK_FIELD_nprobe, SK_ERR_INVALID},
+        {SK_SCHEMA_FLAT, SK_FIELD_recall, SK_ERR_OK},
+        {SK_SCHEMA_IVF_FLAT, SK_FIELD_ef, SK_ERR_INVALID},
+        {SK_SCHEMA_IVF_FLAT, SK_FIELD_nprobe, SK_ERR_OK},
+        {SK_SCHEMA_IVF_PQ, SK_FIELD_recall, SK_ERR_OK},
+        {SK_SCHEMA_HYBRID, SK_FIELD_nprobe, SK_ERR_OK},
+        {SK_SCHEMA_HYBRID, SK_FIELD_ef, SK_ERR_INVALID},
+    };
+    for (size_t i = 0; i < SK_COUNT_OF(cases); i++) {
+        struct sk_diag d = {0};
+        const struct sk_vector_field field = {.dim = 4, .index = cases[i].index};
+        const struct sk_request request = {.op = SK_OP_SEARCH,
+                                           .present = UINT64_C(1) << cases[i].field};
+        assert_int_equal(sk_schema_check_search(&field, &request, &d), cases[i].err);
+        if (cases[i].err != SK_ERR_OK)
+            assert_non_null(strstr(d.text, sk_schema_index_name(cases[i].index)));
+    }
 }
 
 static void a_vector_field_is_found_by_name(void **state)
@@ -396,6 +586,9 @@ int main(void)
         cmocka_unit_test(a_schema_is_stored_described_and_read_back),
         cmocka_unit_test(hostile_stored_schemas_are_survived),
         cmocka_unit_test(altering_is_whole_or_nothing_and_twice_is_once),
+        cmocka_unit_test(every_index_takes_its_own_parameters_and_no_other),
+        cmocka_unit_test(an_index_is_altered_in_place),
+        cmocka_unit_test(a_search_parameter_goes_with_its_index),
         cmocka_unit_test(a_vector_field_is_found_by_name),
         cmocka_unit_test(a_map_is_written_read_searched_and_survived),
     };

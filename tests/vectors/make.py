@@ -169,6 +169,24 @@ GOOD = [
     ("create_key", request("create_key", name="laptop", public_key="rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7", role="read")),
     ("revoke_key", request("revoke_key", name="laptop")),
     ("list_keys", request("list_keys")),
+    ("create with a profile", request(
+        "create_collection", collection="docs", vectors={"dim": 384, "metric": "ip", "index": {"type": "hnsw", "profile": "speed"}})),
+    ("create with lists", request(
+        "create_collection", collection="docs",
+        vectors={"text": {"dim": 64, "metric": "cosine", "index": {"type": "ivf_pq", "nlist": 1024, "pq_m": 16, "refine": 4}},
+                 "image": {"dim": 8, "metric": "l2", "index": {"type": "ivf_flat", "nlist": 0}},
+                 "sound": {"dim": 8, "metric": "l2", "index": "hybrid"}})),
+    ("create with lists in the words of another system", request(
+        "create_collection", collection="docs",
+        vectors={"dim": 64, "metric": "l2", "index": {"index_type": "IVF_PQ", "num_partitions": 100, "num_sub_vectors": 8,
+                                                      "refine_factor": 3}})),
+    ("alter an index to another type", request("alter_collection", collection="docs", index={"type": "ivf_flat", "nlist": 64})),
+    ("alter an index by its name alone", request("alter_collection", collection="docs", index="flat")),
+    ("alter a profile of one vector field", request("alter_collection", collection="docs", index={"text": {"profile": "memory"}})),
+    ("search with nprobe", request("search", collection="docs", vector=[1, 0.5], nprobe=32)),
+    ("search with nprobe in the words of another system", request("search", collection="docs", vector=[1, 0.5], nprobes=32)),
+    ("search with a recall", request("search", collection="docs", vectors=floats(1, 2), recall=0.95)),
+    ("search with a recall in other words", request("search", collection="docs", vector=[1, 0.5], recall_target=0.5)),
 ]
 
 BAD = [
@@ -212,6 +230,13 @@ BAD = [
     ("payloads for other ids", request("upsert", collection="docs", ids=[1], payloads=[]), "invalid", "payloads"),
     ("a mode that does not exist", request("set_payload", collection="docs", ids=[1], payload={}, mode="add"), "invalid", "mode"),
     ("waiting for what does not exist", request("wait", collection="docs", **{"for": "rain"}), "invalid", "for"),
+    ("ef and nprobe", request("search", collection="docs", vector=[1], ef=64, nprobe=8), "invalid", "recall"),
+    ("ef and a recall", request("search", collection="docs", vector=[1], hnsw_ef=64, recall=0.9), "invalid", "recall"),
+    ("nprobe and a recall", request("search", collection="docs", vector=[1], nprobe=8, recall=0.9), "invalid", "recall"),
+    ("a recall that is too low", request("search", collection="docs", vector=[1], recall=0.4), "invalid", "recall"),
+    ("a recall of all", request("search", collection="docs", vector=[1], recall=1), "invalid", "recall"),
+    ("nprobe of zero", request("search", collection="docs", vector=[1], nprobe=0), "invalid", "nprobe"),
+    ("nprobe over the limit", request("search", collection="docs", vector=[1], nprobe=65537), "too_large", "nprobe"),
 ]
 
 def map_of(*parts):
