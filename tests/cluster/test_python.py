@@ -83,10 +83,57 @@ class IndexTest(unittest.TestCase):
             with self.assertRaises((ValueError, skerry.IndexEngineError)):
                 skerry.Index.load(path)
 
+    def test_a_filter_is_a_list_of_ids_or_a_mask_and_never_short(self):
+        vectors, queries = rows(2000, dim=32), rows(5, 2, dim=32)
+        for first in (0, 10**12):    # ids that are rows, and others
+            with skerry.Index(dim=32, metric="l2", keep_vectors=True) as index:
+                index.add(numpy.arange(2000) + first, vectors)
+                allowed = numpy.arange(0, 2000, 7)
+                wanted = allowed[numpy.argsort(numpy.linalg.norm(vectors[allowed][None] - queries[:, None], axis=2))[:, :10]]
+                prepared = index.filter(allowed + first)
+                self.assertEqual(len(prepared), len(allowed))
+                for given in (allowed + first, prepared, (allowed + first).astype(numpy.uint64)):
+                    numpy.testing.assert_array_equal(index.search(queries, filter=given)[0], wanted + first)
+                if first == 0:
+                    mask = numpy.zeros(2000, dtype=bool)
+                    mask[allowed] = True
+                    numpy.testing.assert_array_equal(index.search(queries, filter=mask)[0], wanted)
+                index.remove(allowed[:-3] + first)    # the prepared one follows
+                self.assertEqual(len(prepared), 3)
+                ids = index.search(queries, filter=prepared)[0]
+                self.assertEqual(set(ids[0].tolist()), {int(i) + first for i in allowed[-3:]} | {int(skerry.NO_ID)})
+                self.assertEqual(index.search(queries, filter=[])[0][0, 0], skerry.NO_ID)
+                with skerry.Index(dim=32) as other, self.assertRaisesRegex(ValueError, "another index"):
+                    other.search(queries, filter=prepared)
+
+    def test_vectors_in_a_file_make_scores_exact_and_are_found_again(self):
+        vectors = rows(1000)
+        with tempfile.TemporaryDirectory() as folder:
+            path, vectors_path = os.path.join(folder, "index"), os.path.join(folder, "vectors")
+            with skerry.Index(dim=DIM, vectors_path=vectors_path) as index:
+                index.add(numpy.arange(1000), vectors)
+                index.save(path)
+                with self.assertRaisesRegex(skerry.IndexEngineError, "open in another index"):
+                    skerry.Index.load(path)
+                bytes_without = index.memory_bytes
+            with skerry.Index(dim=DIM, keep_vectors=True) as index:
+                index.add(numpy.arange(1000), vectors)
+                self.assertGreater(index.memory_bytes, bytes_without + 900 * DIM * 4)
+            with self.assertRaisesRegex(skerry.IndexEngineError, "not empty"):
+                skerry.Index(dim=DIM, vectors_path=vectors_path)
+            os.rename(vectors_path, vectors_path + "2")
+            with self.assertRaisesRegex(skerry.IndexEngineError, "No such file"):
+                skerry.Index.load(path)
+            with skerry.Index.load(path, vectors_path=vectors_path + "2") as index:
+                scores = index.search(vectors[:5], k=2)[1]
+                exact = numpy.sort(numpy.linalg.norm(vectors[None] - vectors[:5, None], axis=2), axis=1)[:, 1]
+                numpy.testing.assert_allclose(scores[:, 1], exact, rtol=1e-5)
+
     def test_what_is_not_there_is_said_by_name(self):
-        for kind in ("ivf_flat", "ivf_pq", "hybrid"):
-            with self.assertRaisesRegex(ValueError, f"'{kind}'.*hnsw, flat"):
-                skerry.Index(dim=4, index=kind)
+        with self.assertRaisesRegex(ValueError, '"ivf", want flat, hnsw, ivf_flat, ivf_pq or hybrid'):
+            skerry.Index(dim=8, index="ivf")
+        with self.assertRaisesRegex(ValueError, '"quick", want balanced, speed or memory'):
+            skerry.Index(dim=8, profile="quick")
         with self.assertRaises(ValueError):
             skerry.Index(dim=0)
         with skerry.Index(dim=4) as index:

@@ -354,6 +354,14 @@ bool sk_index_has(const struct sk_index *self, uint32_t row, uint64_t lseq)
            *sk_lseq_of(self, row) == lseq;
 }
 
+bool sk_index_lseq(const struct sk_index *self, uint32_t row, uint64_t *lseq)
+{
+    if (row >= sk_row_count(self) || sk_state(self, row) != SK_ROW_LIVE)
+        return false;
+    *lseq = *sk_lseq_of(self, row);
+    return true;
+}
+
 bool sk_index_row_is_free(const struct sk_index *self, uint32_t row)
 {
     return row >= sk_row_count(self) || sk_state(self, row) == SK_ROW_EMPTY;

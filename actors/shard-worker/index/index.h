@@ -114,6 +114,8 @@ SK_CHECKED enum sk_err sk_index_remove(struct sk_index *self, uint32_t row, uint
 /* True when the row is live with this lseq (false too when it is there with another, or removed).
  */
 bool sk_index_has(const struct sk_index *self, uint32_t row, uint64_t lseq);
+/* The lseq of a live row; false when it is not one. */
+bool sk_index_lseq(const struct sk_index *self, uint32_t row, uint64_t *lseq);
 /* True when the number may be inserted: never used, or let go of. After a start the store finds its
  * free rows with it (those that it does not use itself and that are free here). */
 bool sk_index_row_is_free(const struct sk_index *self, uint32_t row);

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple, Union
 
 import numpy as np
 
 from . import _library
 
-_ABI = 1
+_ABI = 2
 _ERROR_BYTES = 512
-_KINDS = ("hnsw", "flat")
-_PROFILES = ("balanced",)
 NO_ID = np.uint64(2**64 - 1)    # fills up where fewer than k were found; its score is NaN
 
 
@@ -28,9 +26,15 @@ class IndexEngineError(Exception):
 class _Options(ctypes.Structure):
     _fields_ = [("abi", ctypes.c_uint32), ("dim", ctypes.c_uint32), ("metric", ctypes.c_char_p),
                 ("index", ctypes.c_char_p), ("profile", ctypes.c_char_p), ("m", ctypes.c_uint32),
-                ("ef_construction", ctypes.c_uint32), ("seed", ctypes.c_uint64),
+                ("ef_construction", ctypes.c_uint32), ("nlist", ctypes.c_uint32), ("pq_m", ctypes.c_uint32),
+                ("refine", ctypes.c_uint32), ("seed", ctypes.c_uint64),
                 ("memory_bytes_max", ctypes.c_uint64), ("isa", ctypes.c_char_p),
-                ("keep_vectors", ctypes.c_int32)]
+                ("keep_vectors", ctypes.c_int32), ("vectors_path", ctypes.c_char_p)]
+
+
+class _SearchOptions(ctypes.Structure):
+    _fields_ = [("abi", ctypes.c_uint32), ("threads", ctypes.c_uint32), ("ef", ctypes.c_uint32),
+                ("nprobe", ctypes.c_uint32), ("recall", ctypes.c_float), ("filter", ctypes.c_void_p)]
 
 
 _loaded: Optional[ctypes.CDLL] = None
@@ -48,8 +52,12 @@ def _engine() -> ctypes.CDLL:
         "skerry_index_free": (None, [pointer]),
         "skerry_index_add": (ctypes.c_int, [pointer, size, pointer, pointer, text, size]),
         "skerry_index_remove": (ctypes.c_int, [pointer, size, pointer, ctypes.POINTER(size), text, size]),
-        "skerry_index_search": (ctypes.c_int, [pointer, size, pointer, ctypes.c_uint32, ctypes.c_uint32,
-                                               ctypes.c_uint32, pointer, pointer, text, size]),
+        "skerry_index_search": (ctypes.c_int, [pointer, size, pointer, ctypes.c_uint32,
+                                               ctypes.POINTER(_SearchOptions), pointer, pointer, text, size]),
+        "skerry_index_filter_new": (ctypes.c_int, [ctypes.POINTER(pointer), pointer, size, pointer, text, size]),
+        "skerry_index_filter_new_mask": (ctypes.c_int, [ctypes.POINTER(pointer), pointer, size, pointer, text, size]),
+        "skerry_index_filter_free": (None, [pointer]),
+        "skerry_index_filter_count": (ctypes.c_uint64, [pointer]),
         "skerry_index_compact": (ctypes.c_int, [pointer, text, size]),
         "skerry_index_save": (ctypes.c_int, [pointer, text, text, size]),
         "skerry_index_load": (ctypes.c_int, [ctypes.POINTER(pointer), text, ctypes.POINTER(_Options), text, size]),
@@ -57,6 +65,7 @@ def _engine() -> ctypes.CDLL:
         "skerry_index_dim": (ctypes.c_uint32, [pointer]),
         "skerry_index_metric": (text, [pointer]),
         "skerry_index_kind": (text, [pointer]),
+        "skerry_index_profile": (text, [pointer]),
         "skerry_index_memory_bytes": (ctypes.c_uint64, [pointer]),
     }
     for name, (result, arguments) in signatures.items():
@@ -89,51 +98,87 @@ def _ids(values, count: Optional[int] = None) -> np.ndarray:
     return np.ascontiguousarray(array, dtype=np.uint64)
 
 
+def _call(function, *arguments) -> None:
+    error = ctypes.create_string_buffer(_ERROR_BYTES)
+    code = function(*arguments, error, _ERROR_BYTES)
+    if code == 0:
+        return
+    message = error.value.decode(errors="replace")
+    if code == 1:
+        raise MemoryError(message)
+    if code in (2, 5, 7):    # invalid, too_large, dim_mismatch
+        raise ValueError(message)
+    raise IndexEngineError(code, message)
+
+
+class Filter:
+    """Which ids a search may return: made by Index.filter(), used by any number of searches of that index. It
+    goes on meaning the same ids while rows come and go. len() tells how many rows match now."""
+
+    def __init__(self, index: "Index", values: Any, copy: bool = True):
+        array = np.asarray(values)
+        self._handle = ctypes.c_void_p()
+        self._index = index    # lives as long
+        if array.dtype == np.bool_:
+            if array.ndim != 1:
+                raise ValueError(f"filter: a mask of shape {array.shape}, want (n,): mask[i] is for id i")
+            self._array = np.array(array, order="C", copy=copy or None)
+            make = _engine().skerry_index_filter_new_mask
+        else:
+            self._array = _ids(array)
+            if copy and np.shares_memory(self._array, array):
+                self._array = self._array.copy()
+            make = _engine().skerry_index_filter_new
+        _call(make, ctypes.byref(self._handle), index._handle, len(self._array), self._array.ctypes.data)
+
+    def __len__(self) -> int:
+        return int(_engine().skerry_index_filter_count(self._handle)) if self._index._handle else 0
+
+    def __del__(self) -> None:
+        if _loaded is not None and getattr(self, "_handle", None):
+            _engine().skerry_index_filter_free(self._handle)
+            self._handle = ctypes.c_void_p()
+
+
 class Index:
     """Nearest neighbours in this process.
 
     metric: "l2" (scores are Euclidean distances, smaller is better), "ip" or "cosine" (larger is better).
-    index: "hnsw" or "flat". Calls may come from any thread; searches run side by side.
-    keep_vectors: keep the float32 vectors too, so that every score is exact (default for flat); without
-    them scores come from 8-bit codes, about 0.1 % off, at less than half of the memory.
+    index: "hnsw", "flat", "ivf_flat", "ivf_pq" or "hybrid". profile (hnsw): "balanced", "speed" or "memory".
+    keep_vectors: keep the float32 vectors in memory too, so that every score is exact (default for flat);
+    without them scores come from codes, about 0.1 % off (profile memory: 1 %), at less than half of the memory.
+    vectors_path: keep them in this new file instead, read through the page cache, which memory_bytes does not
+    count; profile memory is made for it. The file is locked while the index is open and belongs to the index
+    file that was saved last.
+    Calls may come from any thread; searches run side by side. An id that is the number of its row (0, 1, 2, ...
+    added in order) costs no memory.
     """
 
-    def __init__(self, dim: int, metric: str = "l2", index: str = "hnsw", m: int = 16, ef_construction: int = 200,
-                 profile: str = "balanced", seed: int = 1, memory_bytes_max: int = 0,
-                 keep_vectors: Optional[bool] = None, isa: Optional[str] = None):
-        if index not in _KINDS:
-            raise ValueError(f"index: there is no '{index}' in this release; there are: {', '.join(_KINDS)}")
-        if profile not in _PROFILES:
-            raise ValueError(f"profile: there is no '{profile}' in this release; there are: {', '.join(_PROFILES)}")
-        options = _Options(_ABI, dim, metric.encode(), index.encode(), profile.encode(), m, ef_construction, seed,
-                           memory_bytes_max, isa.encode() if isa else None,
-                           -1 if keep_vectors is None else int(keep_vectors))
+    def __init__(self, dim: int, metric: str = "l2", index: str = "hnsw", m: int = 0, ef_construction: int = 0,
+                 profile: Optional[str] = None, seed: int = 1, memory_bytes_max: int = 0,
+                 keep_vectors: Optional[bool] = None, isa: Optional[str] = None, nlist: int = 0, pq_m: int = 0,
+                 refine: int = 0, vectors_path: Union[None, str, "os.PathLike[str]"] = None):
+        options = _Options(abi=_ABI, dim=dim, metric=metric.encode(), index=index.encode(),
+                           profile=profile.encode() if profile else None, m=m, ef_construction=ef_construction,
+                           nlist=nlist, pq_m=pq_m, refine=refine, seed=seed, memory_bytes_max=memory_bytes_max,
+                           isa=isa.encode() if isa else None,
+                           keep_vectors=-1 if keep_vectors is None else int(keep_vectors),
+                           vectors_path=os.fsencode(vectors_path) if vectors_path is not None else None)
         self._handle = ctypes.c_void_p()
-        self._call(_engine().skerry_index_new, ctypes.byref(self._handle), ctypes.byref(options))
+        _call(_engine().skerry_index_new, ctypes.byref(self._handle), ctypes.byref(options))
 
     @classmethod
-    def load(cls, path, memory_bytes_max: int = 0, isa: Optional[str] = None) -> "Index":
-        """What save() wrote."""
+    def load(cls, path, memory_bytes_max: int = 0, isa: Optional[str] = None,
+             vectors_path: Union[None, str, "os.PathLike[str]"] = None) -> "Index":
+        """What save() wrote. vectors_path: where the vectors' file is now, if it has moved; or a new file, for an
+        index that kept its vectors in memory."""
         self = cls.__new__(cls)
         self._handle = ctypes.c_void_p()
-        options = _Options(_ABI, memory_bytes_max=memory_bytes_max, isa=isa.encode() if isa else None,
-                           keep_vectors=-1)
-        self._call(_engine().skerry_index_load, ctypes.byref(self._handle), os.fsencode(path),
-                   ctypes.byref(options))
+        options = _Options(abi=_ABI, memory_bytes_max=memory_bytes_max, isa=isa.encode() if isa else None,
+                           keep_vectors=-1,
+                           vectors_path=os.fsencode(vectors_path) if vectors_path is not None else None)
+        _call(_engine().skerry_index_load, ctypes.byref(self._handle), os.fsencode(path), ctypes.byref(options))
         return self
-
-    @staticmethod
-    def _call(function, *arguments) -> None:
-        error = ctypes.create_string_buffer(_ERROR_BYTES)
-        code = function(*arguments, error, _ERROR_BYTES)
-        if code == 0:
-            return
-        message = error.value.decode(errors="replace")
-        if code == 1:
-            raise MemoryError(message)
-        if code in (2, 5, 7):    # invalid, too_large, dim_mismatch
-            raise ValueError(message)
-        raise IndexEngineError(code, message)
 
     def add(self, ids, vectors, threads: int = 1) -> None:
         """Ids that are there already get the new vector. vectors: (n, dim) float32. One writer: `threads`
@@ -142,31 +187,46 @@ class Index:
             raise ValueError(f"threads: {threads}; this release adds with one")
         array = _vectors(vectors, self.dim, "vectors")
         numbers = _ids(ids, len(array))
-        self._call(_engine().skerry_index_add, self._handle, len(array), numbers.ctypes.data, array.ctypes.data)
+        _call(_engine().skerry_index_add, self._handle, len(array), numbers.ctypes.data, array.ctypes.data)
 
     def remove(self, ids) -> int:
         """How many of the ids were there."""
         numbers, removed = _ids(ids), ctypes.c_size_t()
-        self._call(_engine().skerry_index_remove, self._handle, len(numbers), numbers.ctypes.data,
+        _call(_engine().skerry_index_remove, self._handle, len(numbers), numbers.ctypes.data,
                    ctypes.byref(removed))
         return removed.value
 
-    def search(self, queries, k: int = 10, ef: int = 64, threads: int = 1) -> Tuple[np.ndarray, np.ndarray]:
-        """ids (n, k) uint64 and scores (n, k) float32, best first; NO_ID and NaN where fewer were found."""
+    def filter(self, values) -> Filter:
+        """For search(filter=...), prepared once: an array of the ids that may be returned, or an array of bool
+        whose item i is for id i."""
+        return Filter(self, values)
+
+    def search(self, queries, k: int = 10, ef: int = 0, threads: int = 1, *, nprobe: int = 0, recall: float = 0,
+               filter: Any = None) -> Tuple[np.ndarray, np.ndarray]:    # pylint: disable=redefined-builtin
+        """ids (n, k) uint64 and scores (n, k) float32, best first; NO_ID and NaN where fewer were found.
+
+        ef (hnsw, 0 = 64), nprobe (ivf kinds, 0 = automatic) or recall (0.5 to 0.999): how thorough; one of them.
+        filter: what filter() makes, or what it takes: only these ids are returned, and never fewer than k while
+        as many match."""
         array = _vectors(queries, self.dim, "queries")
         ids = np.empty((len(array), k), dtype=np.uint64)
         scores = np.empty((len(array), k), dtype=np.float32)
-        self._call(_engine().skerry_index_search, self._handle, len(array), array.ctypes.data, k, ef, threads,
-                   ids.ctypes.data, scores.ctypes.data)
+        options = _SearchOptions(_ABI, threads, ef, nprobe, recall)
+        if filter is not None:
+            if not isinstance(filter, Filter):
+                filter = Filter(self, filter, copy=False)
+            options.filter = filter._handle
+        _call(_engine().skerry_index_search, self._handle, len(array), array.ctypes.data, k, ctypes.byref(options),
+              ids.ctypes.data, scores.ctypes.data)
         return ids, scores
 
     def compact(self) -> None:
         """Sweeps removed rows out now."""
-        self._call(_engine().skerry_index_compact, self._handle)
+        _call(_engine().skerry_index_compact, self._handle)
 
     def save(self, path) -> None:
         """Written beside path first, then renamed over it."""
-        self._call(_engine().skerry_index_save, self._handle, os.fsencode(path))
+        _call(_engine().skerry_index_save, self._handle, os.fsencode(path))
 
     def __len__(self) -> int:
         return int(_engine().skerry_index_count(self._handle))
@@ -184,8 +244,12 @@ class Index:
         return _engine().skerry_index_kind(self._handle).decode()
 
     @property
+    def profile(self) -> str:
+        return _engine().skerry_index_profile(self._handle).decode()
+
+    @property
     def memory_bytes(self) -> int:
-        """All memory of the index: graph, codes, vectors where kept, id tables."""
+        """All memory of the index: graph, codes, vectors where kept in memory, id tables."""
         return int(_engine().skerry_index_memory_bytes(self._handle))
 
     def close(self) -> None:
