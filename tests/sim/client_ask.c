@@ -35,6 +35,29 @@ void client_ask(struct sim_client *self, const msgpack_sbuffer *frame)
     self->world->send(self->world->impl, self->number, frame->data, frame->size);
 }
 
+/* A type, and now and then what only this type takes. */
+static void pack_index(struct sim_client *self, msgpack_packer *p, unsigned index)
+{
+    static const char *const profiles[] = {"speed", "balanced", "memory"};
+    bool has_lists = index >= MODEL_WITH_LISTS, is_graph = index == 1;
+    bool has_parameter = client_chance(self, 500) && (has_lists || is_graph);
+    bool has_profile = client_chance(self, 500) && is_graph;
+    msgpack_pack_map(p, 1 + (size_t)has_parameter + (size_t)has_profile);
+    wire_text(p, "type");
+    wire_text(p, model_index_names[index]);
+    if (has_parameter) {
+        bool is_links = client_chance(self, 500);
+        wire_text(p, has_lists ? "nlist" : is_links ? "m" : "ef_construction");
+        msgpack_pack_unsigned_int(p, has_lists  ? 1 + (unsigned)client_below(self, 8)
+                                     : is_links ? 4 + (unsigned)client_below(self, 12)
+                                                : 20 + (unsigned)client_below(self, 80));
+    }
+    if (has_profile) {
+        wire_text(p, "profile");
+        wire_text(p, profiles[client_below(self, 3)]);
+    }
+}
+
 void client_send_create(struct sim_client *self, struct model_collection *c)
 {
     static const char *const metrics[] = {"l2", "ip", "cosine"};
@@ -51,9 +74,7 @@ void client_send_create(struct sim_client *self, struct model_collection *c)
     wire_text(&p, "metric");
     wire_text(&p, metrics[c->metric]);
     wire_text(&p, "index");
-    msgpack_pack_map(&p, 1);
-    wire_text(&p, "type");
-    wire_text(&p, c->is_flat ? "flat" : "hnsw");
+    pack_index(self, &p, c->index);
     wire_text(&p, "payload");
     msgpack_pack_map(&p, 2);
     wire_text(&p, "g");
@@ -374,12 +395,13 @@ void client_send_search(struct sim_client *self, struct model_collection *c, int
     self->query_serial = 1000000 + (uint32_t)client_below(self, 1000000);
     if (!is_final && client_chance(self, 400))
         draw_filter(self);
+    bool has_recall = !is_final && client_chance(self, 200); /* any index takes it */
     msgpack_sbuffer frame;
     msgpack_packer p;
     msgpack_sbuffer_init(&frame);
     msgpack_packer_init(&p, &frame, msgpack_sbuffer_write);
     wire_begin(&p, "search", self->request, client_deadline(self), c->name,
-               self->filter != FILTER_NONE ? 6 : 5);
+               5U + (self->filter != FILTER_NONE) + has_recall);
     wire_text(&p, "vector");
     pack_vector(&p, self->query_serial, c->dim, client_chance(self, 500));
     wire_text(&p, "limit");
@@ -387,6 +409,10 @@ void client_send_search(struct sim_client *self, struct model_collection *c, int
     pack_bool(&p, "with_payload", true);
     pack_bool(&p, "with_vector", self->with_vector);
     pack_bool(&p, "exact", self->is_exact);
+    if (has_recall) {
+        wire_text(&p, "recall");
+        msgpack_pack_double(&p, 0.95);
+    }
     if (self->filter != FILTER_NONE)
         pack_filter(self, &p);
     client_ask(self, &frame);
@@ -472,7 +498,12 @@ void client_send_look(struct sim_client *self, struct model_collection *c, unsig
         wire_text(&p, "for");
         wire_text(&p, "indexed");
     }
-    if (is_alter) { /* "n" is filtered on with and without an index of it */
+    if (is_alter && client_chance(self, 500)) {
+        unsigned index = (unsigned)client_below(self, MODEL_INDEXES);
+        c->may_have_lists = c->may_have_lists || index >= MODEL_WITH_LISTS;
+        wire_text(&p, "index");
+        pack_index(self, &p, index);
+    } else if (is_alter) { /* "n" is filtered on with and without an index of it */
         wire_text(&p, "payload");
         msgpack_pack_map(&p, 1);
         wire_text(&p, "n");

@@ -29,6 +29,9 @@ static struct model_write *append(struct model_slot *slot)
     return write;
 }
 
+const char *const model_index_names[MODEL_INDEXES] = {"flat", "hnsw", "ivf_flat", "ivf_pq",
+                                                      "hybrid"};
+
 void model_init(struct model *self, struct sim_rng *rng)
 {
     memset(self, 0, sizeof(*self));
@@ -39,7 +42,8 @@ void model_init(struct model *self, struct sim_rng *rng)
         collection->metric = (enum model_metric)sim_below(rng, 3);
         collection->dim = (unsigned)sim_between(rng, 2, MODEL_DIM_MAX);
         collection->shards = sim_chance(rng, 600) ? 1 : (unsigned)sim_between(rng, 2, 3);
-        collection->is_flat = sim_chance(rng, 300);
+        collection->index = sim_chance(rng, 500) ? 1 : (unsigned)sim_below(rng, MODEL_INDEXES);
+        collection->may_have_lists = collection->index >= MODEL_WITH_LISTS;
         collection->created_tick = UINT64_MAX;
         collection->slot_count = (unsigned)sim_between(rng, 12, MODEL_SLOTS_MAX / 2);
         for (unsigned s = 0; s < collection->slot_count; s++)

@@ -41,7 +41,8 @@ struct model_collection {
     char name[32];
     enum model_metric metric;
     unsigned dim, shards, slot_count;
-    bool is_flat;
+    unsigned index; /* of model_index_names: what it is created with */
+    bool may_have_lists; /* since then, at any time: it may miss what lies in another list */
     uint64_t created_tick; /* known to be there from here on; UINT64_MAX: not yet */
     struct model_slot slots[MODEL_SLOTS_MAX];
 };
@@ -62,6 +63,9 @@ struct model_read {
     uint64_t r0, r1;
     uint64_t r0_us, r1_us;
 };
+
+enum { MODEL_INDEXES = 5, MODEL_WITH_LISTS = 2 }; /* those from here on have lists */
+extern const char *const model_index_names[MODEL_INDEXES];
 
 void model_init(struct model *self, struct sim_rng *rng);
 void model_deinit(struct model *self);
