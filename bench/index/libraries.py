@@ -1,42 +1,54 @@
-"""Every library behind one face, each in a process of its own that is driven line by line.
+"""The libraries behind one face: the peers from PyPI, and ours with every kind and profile.
 
-    libraries.py NAME SET        then, one command a line, one line of JSON each:
-    build                {"cpu_s", "mb"}: CPU seconds of one thread to the index that is searched, memory it took
-    recall KIND PARAM    {"recall", "p5"}: k = 10, over the half of the queries that tuning does not see
-    tune KIND PARAM      {"recall"}: over the other half
-    time KIND PARAM      {"qps", "p50_us", "p99_us"}: the queries one after the other, one thread, in one call
-                         where the library takes many (p50 and p99: one call each)
-    turnover ORDER       (skerry) deletes and inserts everything five times; {"cpu_s", "mb"}
+build(base, metric), set(param), search(queries, k) -> ids (n, k). params: from fast to thorough.
 """
 
 import json
 import os
+import subprocess
 import sys
-import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import numpy                        # noqa: E402
-from sets import SETS, TOP          # noqa: E402
+from sets import TOP, WORK          # noqa: E402
 
-K, M, EF_CONSTRUCTION, DEGREE = 10, 16, 200, 32
+M, EF_CONSTRUCTION, DEGREE = 16, 200, 32
 BEAMS = (10, 12, 14, 16, 18, 20, 22, 24, 28, 32, 36, 40, 48, 56, 64, 80, 96, 120, 150, 180, 230, 300, 400, 550, 800, 1200)
-
-
-def resident_bytes():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+PROBES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
 
 
 class Library:
-    """build(base, metric), set(param), search(queries, k) -> ids (n, k). params: from fast to thorough."""
     params = BEAMS
-    takes_many = True
+    is_grid = False             # params are not one line from fast to thorough
+    how = "one call of all queries, one thread"
+    package = module = None     # of PyPI, and what is imported
+
+    def usable(self, k):
+        """Numbers of the params that can give k (a beam must be as wide)."""
+        return [i for i, param in enumerate(self.params) if not isinstance(param, int) or param >= k]
 
     def memory_bytes(self):
-        return None     # what the process has grown by
+        return None             # what the process has grown by
+
+    def instructions(self):
+        return ""
+
+
+def wide_instructions(module):
+    """What a compiled module consists of, where it cannot be asked: instructions on 512 and 256 bit registers."""
+    try:
+        text = subprocess.run(f"objdump -d --no-show-raw-insn '{module.__file__}' | grep -oE '%[zy]mm' | sort | uniq -c",
+                              shell=True, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown (no objdump here)"
+    counts = dict(zip(text[1::2], (int(n) for n in text[::2])))
+    return ("AVX-512" if counts.get("%zmm", 0) > 100 else "AVX2" if counts.get("%ymm", 0) > 100 else "baseline x86-64") + (
+        f" ({counts.get('%zmm', 0):,} uses of 512-bit registers in its code, {counts.get('%ymm', 0):,} of 256-bit)")
 
 
 class Hnswlib(Library):
+    package, module = "hnswlib", "hnswlib"
+
     def build(self, base, metric):
         import hnswlib
         self.index = hnswlib.Index(space="l2" if metric == "l2" else "cosine", dim=base.shape[1])
@@ -44,41 +56,75 @@ class Hnswlib(Library):
         self.index.set_num_threads(1)
         self.index.add_items(base, numpy.arange(len(base)), num_threads=1)
 
+    def save(self, path):
+        self.index.save_index(path)
+
+    def load(self, path, base, metric):
+        import hnswlib
+        self.index = hnswlib.Index(space="l2" if metric == "l2" else "cosine", dim=base.shape[1])
+        self.index.load_index(path, max_elements=len(base))
+        self.index.set_num_threads(1)
+
     def set(self, param):
         self.index.set_ef(param)
 
     def search(self, queries, k):
         return self.index.knn_query(queries, k=k, num_threads=1)[0]
 
+    def instructions(self):
+        import hnswlib
+        return "compiled here with -march=native: " + wide_instructions(hnswlib)
+
 
 class Symqg(Library):
     """SymphonyQG as rabitqlib packages it; static."""
+    package, module = "rabitqlib", "rabitqlib"
 
     def build(self, base, metric):
         import rabitqlib
         self.index = rabitqlib.SymqgIndex(base.shape[1], DEGREE, metric="l2")
         self.index.build(base, EF_CONSTRUCTION, 1)
 
+    def save(self, path):
+        self.index.save(path)
+
+    def load(self, path, base, metric):
+        import rabitqlib
+        self.index = rabitqlib.SymqgIndex.load(path)
+
     def set(self, param):
         self.ef = param
 
     def search(self, queries, k):
         first, second = self.index.search(queries, k, self.ef, 1)
-        ids = first if numpy.asarray(first).dtype.kind in "iu" else second
-        return numpy.asarray(ids)
+        return numpy.asarray(first if numpy.asarray(first).dtype.kind in "iu" else second)
+
+    def instructions(self):
+        from rabitqlib import _rabitqlib
+        return "its wheel: " + wide_instructions(_rabitqlib)
 
 
 class Faiss(Library):
+    package, module = "faiss-cpu", "faiss"
     description = None
 
     def build(self, base, metric):
         import faiss
         faiss.omp_set_num_threads(1)
-        self.faiss = faiss
-        description = self.description.format(half=base.shape[1] // 2)
+        description = self.description.format(half=base.shape[1] // 2, lists=min(1024, len(base) // 40))
         self.index = faiss.index_factory(base.shape[1], description, faiss.METRIC_L2)
         self.index.train(base)
         self.index.add(base)
+        self.space = faiss.ParameterSpace()
+
+    def save(self, path):
+        import faiss
+        faiss.write_index(self.index, path)
+
+    def load(self, path, base, metric):
+        import faiss
+        faiss.omp_set_num_threads(1)
+        self.index = faiss.read_index(path)
         self.space = faiss.ParameterSpace()
 
     def set(self, param):
@@ -88,29 +134,49 @@ class Faiss(Library):
     def search(self, queries, k):
         return self.index.search(queries, k)[1]
 
+    def instructions(self):
+        import faiss
+        return f"its wheel: {faiss.get_compile_options().strip()} (DD: chosen at run time)"
+
 
 class FaissHnswSq8(Faiss):
     description = f"HNSW{M}_SQ8"
     params = tuple({"efSearch": ef} for ef in BEAMS)
 
+    def usable(self, k):
+        return [i for i, param in enumerate(self.params) if param["efSearch"] >= k]
+
 
 class FaissIvfPqFs(Faiss):
-    description = "IVF1024,PQ{half}x4fs,RFlat"
+    description = "IVF{lists},PQ{half}x4fs,RFlat"
+    is_grid = True
     params = tuple({"nprobe": n, "k_factor_rf": r} for r in (4, 8, 16) for n in (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024))
 
 
 class FaissIvfRabitq(Faiss):
-    description = "IVF1024,RaBitQfs,RFlat"
+    description = "IVF{lists},RaBitQfs,RFlat"
+    is_grid = True
     params = tuple({"nprobe": n, "k_factor_rf": r} for r in (8, 16) for n in (16, 32, 48, 64, 96, 128, 192, 256))
 
 
 class Usearch(Library):
+    package, module = "usearch", "usearch.index"
     params = BEAMS[:-3]
 
-    def build(self, base, metric):
+    def make(self, dim):
         from usearch.index import Index
-        self.index = Index(ndim=base.shape[1], metric="l2sq", dtype="bf16", connectivity=M, expansion_add=EF_CONSTRUCTION)
+        return Index(ndim=dim, metric="l2sq", dtype="bf16", connectivity=M, expansion_add=EF_CONSTRUCTION)
+
+    def build(self, base, metric):
+        self.index = self.make(base.shape[1])
         self.index.add(numpy.arange(len(base)), base, threads=1)
+
+    def save(self, path):
+        self.index.save(path)
+
+    def load(self, path, base, metric):
+        self.index = self.make(base.shape[1])
+        self.index.load(path)
 
     def set(self, param):
         self.index.expansion_search = param
@@ -119,21 +185,35 @@ class Usearch(Library):
         found = self.index.search(queries, k, threads=1).keys
         return found if found.ndim == 2 else found.reshape(1, -1)
 
+    def instructions(self):
+        return f"chosen at run time by its kernels: {self.index.hardware_acceleration}"
+
 
 class Vsag(Library):
-    takes_many = False
+    package, module = "pyvsag", "pyvsag"
+    how = "one call a query (its binding takes one), one thread"
     params = BEAMS[:-3]
 
-    def build(self, base, metric):
+    def make(self, dim):
         import pyvsag
         pyvsag.set_logger_off()
-        self.index = pyvsag.Index("hgraph", json.dumps({
-            "dtype": "float32", "metric_type": "l2", "dim": base.shape[1],
+        return pyvsag.Index("hgraph", json.dumps({
+            "dtype": "float32", "metric_type": "l2", "dim": dim,
             "index_param": {"base_quantization_type": "sq8_uniform", "max_degree": DEGREE,
                             "ef_construction": EF_CONSTRUCTION, "use_reorder": True,
                             "precise_quantization_type": "fp32", "build_thread_count": 1}}))
+
+    def build(self, base, metric):
+        self.index = self.make(base.shape[1])
         self.index.build(vectors=base.reshape(-1), ids=numpy.arange(len(base), dtype=numpy.int64),
                          num_elements=len(base), dim=base.shape[1])
+
+    def save(self, path):
+        self.index.save(path)
+
+    def load(self, path, base, metric):
+        self.index = self.make(base.shape[1])
+        self.index.load(path)
 
     def set(self, param):
         self.parameters = json.dumps({"hgraph": {"ef_search": param}})
@@ -145,123 +225,94 @@ class Vsag(Library):
             found.append(first if numpy.asarray(first).dtype.kind in "iu" else second)
         return numpy.asarray(found)
 
+    def instructions(self):
+        return "its wheel, chosen at run time"
+
 
 class Skerry(Library):
     """profile balanced: 4-bit codes for the walk, 8-bit codes for the order; no float32 in memory."""
+    options = {"profile": "balanced"}
+    names = "ef"                # what a param is called in a search
+    has_vectors_file = False
+    is_updatable = True
 
     def build(self, base, metric):
-        sys.path.insert(0, os.path.join(TOP, "tools", "python"))
-        from skerry.index import Index
-        self.base = base
-        self.index = Index(dim=base.shape[1], metric=metric, m=M, ef_construction=EF_CONSTRUCTION)
+        self.base, self.metric, self.how_asked = base, metric, {}
+        more = {"vectors_path": self.vectors_path()} if self.has_vectors_file else {}
+        self.index = self.engine().Index(dim=base.shape[1], metric=metric, m=M, ef_construction=EF_CONSTRUCTION,
+                                         **self.options, **more)
         self.index.add(numpy.arange(len(base)), base)
 
-    def set(self, param):
-        self.ef = param
+    @staticmethod
+    def engine():
+        sys.path.insert(0, os.path.join(TOP, "tools", "python"))
+        os.environ.setdefault("SKERRY_LIB_DIR", os.path.join(TOP, "build", "release", "lib"))
+        from skerry import index
+        return index
 
-    def search(self, queries, k):
-        return self.index.search(queries, k, self.ef)[0]
+    @staticmethod
+    def vectors_path():
+        os.makedirs(WORK, exist_ok=True)
+        return os.path.join(WORK, f"vectors-{os.getpid()}.f32")
+
+    def close(self):
+        if self.has_vectors_file and os.path.exists(self.vectors_path()):
+            os.unlink(self.vectors_path())
+
+    def set(self, param):
+        self.how_asked = param if isinstance(param, dict) else {self.names: param}
+
+    def search(self, queries, k, **more):
+        return self.index.search(queries, k, **self.how_asked, **more)[0]
 
     def memory_bytes(self):
         return self.index.memory_bytes
 
-    def turnover(self, order):
-        """Everything out and in again, five times, a twentieth at a time."""
-        rows = numpy.arange(len(self.base))
-        if order == "clustered":        # along the direction in which the data varies most
-            sample = self.base[:: max(1, len(self.base) // 4000)]
-            axis = numpy.linalg.svd(sample - sample.mean(axis=0), full_matrices=False)[2][0]
-            rows = numpy.argsort(self.base @ axis)
-        rng = numpy.random.default_rng(5)
-        for _ in range(5):
-            if order != "clustered":
-                rng.shuffle(rows)
-            for part in numpy.array_split(rows, 20):
-                self.index.remove(part)
-                self.index.add(part, self.base[part])
-        self.index.compact()
+    def instructions(self):
+        return getattr(self.index, "isa", "the best of the machine (AVX-512, AVX2, NEON), chosen at start")
 
 
 class SkerryExact(Skerry):
     """The same with the float32 vectors in memory: every score exact."""
-
-    def build(self, base, metric):
-        sys.path.insert(0, os.path.join(TOP, "tools", "python"))
-        from skerry.index import Index
-        self.base = base
-        self.index = Index(dim=base.shape[1], metric=metric, m=M, ef_construction=EF_CONSTRUCTION, keep_vectors=True)
-        self.index.add(numpy.arange(len(base)), base)
+    options = {"profile": "balanced", "keep_vectors": True}
 
 
-class SkerryFlat(SkerryExact):
-    params = (0,)
-
-    def build(self, base, metric):
-        sys.path.insert(0, os.path.join(TOP, "tools", "python"))
-        from skerry.index import Index
-        self.index = Index(dim=base.shape[1], metric=metric, index="flat")
-        self.index.add(numpy.arange(len(base)), base)
+class SkerrySpeed(Skerry):
+    options = {"profile": "speed"}
 
 
-LIBRARIES = {"skerry balanced": Skerry, "skerry balanced, float32 kept": SkerryExact, "skerry flat": SkerryFlat,
+class SkerryMemory(Skerry):
+    options = {"profile": "memory"}
+    has_vectors_file = True
+
+
+class SkerryIvfFlat(Skerry):
+    options = {"index": "ivf_flat"}
+    names, params = "nprobe", PROBES
+
+    def usable(self, k):
+        return list(range(len(self.params)))
+
+
+class SkerryIvfPq(SkerryIvfFlat):
+    options = {"index": "ivf_pq"}
+    has_vectors_file = True
+
+
+class SkerryHybrid(SkerryIvfPq):
+    options = {"index": "hybrid"}
+
+
+class SkerryFlat(Skerry):
+    options = {"index": "flat"}
+    params = ({},)
+    is_updatable = False
+
+
+LIBRARIES = {"skerry speed": SkerrySpeed, "skerry balanced": Skerry, "skerry balanced, float32 kept": SkerryExact,
+             "skerry memory": SkerryMemory, "skerry ivf_flat": SkerryIvfFlat, "skerry ivf_pq": SkerryIvfPq,
+             "skerry hybrid": SkerryHybrid, "skerry flat": SkerryFlat,
              "hnswlib": Hnswlib, "symqg": Symqg, "faiss hnsw-sq8": FaissHnswSq8, "faiss ivf-pq-fastscan": FaissIvfPqFs,
              "faiss ivf-rabitq": FaissIvfRabitq, "usearch bf16": Usearch, "vsag hgraph": Vsag}
 OURS = tuple(name for name in LIBRARIES if name.startswith("skerry"))
-
-
-class Driver:
-    def __init__(self, library, data):
-        self.library, self.data = library, data
-
-    def build(self):
-        before, began = resident_bytes(), time.process_time()
-        self.library.build(numpy.ascontiguousarray(self.data.base), self.data.metric)
-        spent = time.process_time() - began
-        own = self.library.memory_bytes()
-        return {"cpu_s": spent, "mb": (own if own is not None else resident_bytes() - before) / 1e6,
-                "params": len(self.library.params)}
-
-    def found(self, kind, param, half):
-        queries, truth = self.data.queries[kind]
-        self.library.set(self.library.params[param])
-        ids = self.library.search(numpy.ascontiguousarray(queries[half::2]), K).astype(numpy.int64)
-        return [len(set(a) & set(b)) / K for a, b in zip(ids.tolist(), truth[half::2, :K].tolist())]
-
-    def tune(self, kind, param):
-        return {"recall": float(numpy.mean(self.found(kind, int(param), 0)))}
-
-    def recall(self, kind, param):
-        each = self.found(kind, int(param), 1)
-        return {"recall": float(numpy.mean(each)), "p5": float(numpy.percentile(each, 5))}
-
-    def time(self, kind, param):
-        queries = numpy.ascontiguousarray(self.data.queries[kind][0])
-        self.library.set(self.library.params[int(param)])
-        began = time.perf_counter()
-        self.library.search(queries, K)
-        seconds, taken = time.perf_counter() - began, []
-        for at in range(0, len(queries), 4):
-            start = time.perf_counter_ns()
-            self.library.search(queries[at:at + 1], K)
-            taken.append((time.perf_counter_ns() - start) / 1e3)
-        return {"qps": len(queries) / seconds, "p50_us": float(numpy.percentile(taken, 50)),
-                "p99_us": float(numpy.percentile(taken, 99))}
-
-    def turnover(self, order):
-        began = time.process_time()
-        self.library.turnover(order)
-        return {"cpu_s": time.process_time() - began, "mb": self.library.memory_bytes() / 1e6}
-
-
-def main():
-    answers = os.fdopen(os.dup(1), "w")     # libraries print on stdout as they like
-    os.dup2(2, 1)
-    driver = Driver(LIBRARIES[sys.argv[1]](), SETS[sys.argv[2]]())
-    print(json.dumps({"ready": True}), file=answers, flush=True)
-    for line in sys.stdin:
-        command, *words = line.split()
-        print(json.dumps(getattr(driver, command)(*words)), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    main()
+PEERS = tuple(name for name in LIBRARIES if name not in OURS)

@@ -1,277 +1,242 @@
 """Our indexes beside the libraries of today, one thread, one core, equal recall (bench/run index).
 
-Every library is built in a process of its own, pinned to the same core, and swept over its parameters on one
-half of the queries. Then the points around each recall are timed in turn, round after round; QPS at exactly
-that recall is interpolated between the two points around it (log QPS over the recall of the other half of
-the queries); a ratio is the median of the ratios of one round, with the smallest and the largest beside it.
+Each part is measured and written by itself, and joins what earlier runs have measured: a run that is cut off
+keeps its finished parts (and a sweep its finished rounds), and a run in pieces (--sets wordnet, then --sets sift)
+fills the same index.json, with the machine, the commit and the time of each part in it.
+
+Parts, about how long on two cores at 2.6 GHz (peers kept from an earlier run of the same boot save 9 minutes of the first):
+  wordnet       24 min  every library and peer: building, sweep over its parameters, rounds; RAM, building time
+  recall         1 min  recall: 0.95 as a target
+  filters        2 min  selectivities 0.1 % to 50 %, random and correlated
+  turnover       4 min  five turnovers in random and in clustered order
+  runbook        2 min  a stream of inserts, deletes and searches, hnswlib beside
+  capped         2 min  profile memory in a control group
+  node           6 min  durable inserts, p99 under ingest, starting again
+  neon           2 min  the same neighbours under qemu
+  sift          15 min  every library on sift-128
+  uniform       18 min  every library on uniform 100,000 x 128
+  million      2 hours  1,000,000 x 384 generated (--sets million; hnswlib alone builds 25 minutes)
+  million-node  10 min  starting again with 1,000,000 vectors (--sets million)
 """
 
 import argparse
-import math
-import os
+import shlex
 import sys
 import time
 
+import os
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from common import CORES, RESULTS, Driven, machine, median, rounded, write_results     # noqa: E402
-from libraries import LIBRARIES, OURS                                                  # noqa: E402
-from sets import SETS                                                                  # noqa: E402
+import capped                                           # noqa: E402
+import neon                                             # noqa: E402
+import parts                                            # noqa: E402
+import served                                           # noqa: E402
+import sweep                                            # noqa: E402
+from libraries import LIBRARIES, OURS, PEERS            # noqa: E402
+from report import Results                              # noqa: E402
+from sets import SETS, load_set                         # noqa: E402
+from sweep import say                                   # noqa: E402
+from targets import TARGETS                             # noqa: E402
 
-WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "libraries.py")
-RECALLS = (0.90, 0.95, 0.99)
-QUICK = ("skerry balanced", "hnswlib", "symqg", "faiss ivf-pq-fastscan")
-NOT_MEASURED = {
-    "speed_*, memory_*, ivf_pq_*": "these profiles and index kinds are not built yet",
-    "filtered_*, recall_target_shortfall": "the library's C ABI has no filter and no recall target yet",
-    "durable_insert_over_hnswlib, p99_under_ingest_*, first_answer_s, full_speed_s": "bench/run node measures them on a whole node",
-    "1,000,000 x 384": "not run",
-}
-
-
-def say(text):
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
-
-
-class Swept:
-    """One library on one set: built, its sweep, and what the rounds measured."""
-
-    def __init__(self, name, set_name, core):
-        self.name = name
-        self.driven = Driven([sys.executable, WORKER, name, set_name], [core],
-                             env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"})
-        self.built = self.driven.ask("build")
-        self.frontier = {}      # kind -> [(recall on the tuning half, param)], rising
-        self.recalls = {}       # (kind, param) -> the other half's {"recall", "p5"}
-        self.times = {}         # (kind, param) -> [{"qps", ...}] a round each
-
-    def sweep(self, kind):
-        points = []
-        for param in range(self.built["params"]):
-            recall = self.driven.ask(f"tune {kind} {param}")["recall"]
-            if recall >= 0.85:
-                points.append((recall, self.driven.ask(f"time {kind} {param}")["qps"], param))
-            if recall >= 0.998 and self.name not in ("faiss ivf-pq-fastscan", "faiss ivf-rabitq"):
-                break
-        best = 0
-        frontier = []
-        for recall, qps, param in sorted(points, reverse=True):    # only what nothing beats in both
-            if qps > best:
-                best = qps
-                frontier.append((recall, param))
-        self.frontier[kind] = frontier[::-1]
-
-    def around(self, kind, target):
-        """The parameters whose recalls stand around the target: (below or None, above), or None."""
-        above = [param for recall, param in self.frontier[kind] if recall >= target]
-        below = [param for recall, param in self.frontier[kind] if recall < target]
-        return (below[-1] if below else None, above[0]) if above else None
-
-    def time(self, kind, params):
-        for param in params:
-            if (kind, param) not in self.recalls:
-                self.recalls[kind, param] = self.driven.ask(f"recall {kind} {param}")
-            self.times.setdefault((kind, param), []).append(self.driven.ask(f"time {kind} {param}"))
-
-    def at(self, kind, target, round_):
-        """QPS at exactly this recall in one round, or None."""
-        pair = self.around(kind, target)
-        if pair is None:
-            return None
-        below, above = pair
-        high, high_qps = self.recalls[kind, above]["recall"], self.times[kind, above][round_]["qps"]
-        if below is None:
-            return high_qps if high >= target - 0.005 else None
-        low, low_qps = self.recalls[kind, below]["recall"], self.times[kind, below][round_]["qps"]
-        if high - low < 1e-6:
-            return high_qps
-        share = min(max((target - low) / (high - low), -0.5), 1.5)     # the other half differs a little
-        return math.exp(math.log(low_qps) + share * (math.log(high_qps) - math.log(low_qps)))
-
-    def summary(self, kind, target):
-        pair = self.around(kind, target)
-        if pair is None:
-            return None
-        rounds = range(len(self.times[kind, pair[1]]))
-        runs = [self.at(kind, target, r) for r in rounds]
-        if any(run is None for run in runs):
-            return None
-        blocks = self.times[kind, pair[1]]
-        return {"qps": median(runs), "runs": runs, "p5": self.recalls[kind, pair[1]]["p5"],
-                "p50_us": median([b["p50_us"] for b in blocks]), "p99_us": median([b["p99_us"] for b in blocks])}
+OF_WORDNET = ("wordnet", "recall", "filters", "turnover", "runbook", "capped", "node", "neon")
+OF_MILLION = ("million", "million-node")
+PARTS = (*OF_WORDNET, "sift", "uniform", *OF_MILLION)
+QUICK_PEERS = ("hnswlib", "symqg", "faiss ivf-pq-fastscan")
+MILLION_LIBRARIES = ("skerry speed", "skerry balanced", "skerry memory", "skerry ivf_pq", "skerry hybrid", "hnswlib", "symqg",
+                     "faiss ivf-pq-fastscan")
+QUICK_ROWS, QUICK_STEPS, STEPS = 20_000, 4, 10
+CLOSED_AFTER = ("recall", "filters")    # parts that ask the libraries of the sweep
 
 
-def measure(set_name, names, rounds):
-    data = SETS[set_name]()
-    if data is None:
-        say(f"{set_name}: its data is not here")
-        return None, {}
-    swept = {}
-    for name in names:
-        say(f"{data.name}: {name}")
+def names(known, what):
+    def split(text):
+        chosen = [name.strip() for name in text.split(",") if name.strip()]
+        for name in chosen:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"no {what} {name!r}; there are: {', '.join(known)}")
+        return chosen
+    return split
+
+
+def arguments():
+    parser = argparse.ArgumentParser(prog="bench/run index", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    only = (*TARGETS, *PARTS, *LIBRARIES)
+    parser.add_argument("--sets", type=names(SETS, "set"), help=f"of {', '.join(SETS)}, divided by commas; all but million. wordnet is all "
+                        "the parts on it")
+    parser.add_argument("--parts", type=names(PARTS, "part"), help="only these")
+    parser.add_argument("--only", type=names(only, "figure, part or library"), help="only these figures, parts or libraries, with what they need")
+    parser.add_argument("--peers", type=names(PEERS, "peer"), help="only these peers; figures against the best are against the best of these, and say so")
+    parser.add_argument("--libraries", type=names(OURS, "library of ours"), help="only these of ours")
+    parser.add_argument("--rounds", type=int, help="interleaved rounds (5)")
+    parser.add_argument("--rows", type=int, help="only the first rows of each set; written to index-partial")
+    parser.add_argument("--quick", action="store_true", help=f"about 6 minutes: {QUICK_ROWS:,} rows of wordnet and its parts, peers "
+                        f"{', '.join(QUICK_PEERS)}, 3 rounds; written to index-partial")
+    parser.add_argument("--build-peers", action="store_true", help="peers are built anew, whatever was built in this boot")
+    parser.add_argument("--forget", action="store_true", help="results of earlier runs are not joined")
+    parser.add_argument("--list", action="store_true", help="figures and the part that measures each")
+    return parser, parser.parse_args()
+
+
+class Run:
+    def __init__(self, options):
+        self.options = options
+        self.rows = options.rows or (QUICK_ROWS if options.quick else None)
+        self.rounds = options.rounds or (3 if options.quick else 5)
+        self.parts = self.chosen_parts()
+        name = "index-partial" if self.rows or load_set("wordnet").note else "index"
+        self.results = Results(name, shlex.join(["./bench/run", "index", *sys.argv[1:]]), options.forget)
+        self.refused = {}
+
+    def chosen_parts(self):
+        options = self.options
+        if options.parts:
+            return [part for part in PARTS if part in options.parts]
+        sets = options.sets or (["wordnet"] if options.quick else [name for name in SETS if name != "million"])
+        chosen = [part for part in PARTS if part in sets or ("wordnet" in sets and part in OF_WORDNET) or
+                  ("million" in sets and part in OF_MILLION)]
+        wanted = {TARGETS[name].part for name in options.only or [] if name in TARGETS} | {p for p in options.only or [] if p in PARTS}
+        if any(name in LIBRARIES for name in options.only or []):
+            wanted |= {part for part in chosen if part in SETS}
+        if not options.only:
+            return chosen
+        return [part for part in PARTS if part in wanted and (part in chosen or not options.sets)]
+
+    def wants(self, figures):
+        """Of a part that measures several things: whether one of them was asked for."""
+        only = [name for name in self.options.only or [] if name in TARGETS]
+        return not only or any(name in only for name in figures) or any(TARGETS[name].part in (self.options.only or []) for name in figures)
+
+    def libraries(self, part):
+        options = self.options
+        ours = list(options.libraries or OURS)
+        peers = list(options.peers or (QUICK_PEERS if options.quick else PEERS))
+        if part == "million" and not options.libraries and not options.peers:
+            return list(MILLION_LIBRARIES)
+        if options.only:
+            named = [name for name in options.only if name in LIBRARIES]
+            targets = [TARGETS[name] for name in options.only if name in TARGETS and TARGETS[name].part in (part, *CLOSED_AFTER)]
+            if part in options.only or any(t.libraries is None for t in targets):
+                named += ours
+            if part in options.only or any(t.peers is None for t in targets):
+                named += peers
+            for target in targets:
+                named += [*(target.libraries or ()), *(target.peers or ())]
+            if part == "wordnet" and any(name in options.only for name in CLOSED_AFTER):
+                named += ["skerry balanced", "hnswlib"]
+            return [name for name in LIBRARIES if name in named]
+        return [name for name in LIBRARIES if name in ours or name in peers]
+
+    def set_name(self, part):
+        name = part if part in SETS else "million" if part == "million-node" else "wordnet"
+        return f"{name}:{self.rows}" if self.rows else name
+
+    # ---- the parts ----
+
+    def swept(self, part):
+        """Builds, sweeps and times; the libraries stay open for what comes after."""
+        set_name, refused = self.set_name(part), {}
+        data = load_set(set_name)
+        if data is None:
+            say(f"{part}: its data is not here")
+            for name, target in TARGETS.items():
+                if target.part == part:
+                    self.results.lack(name, f"the set {part} is not here")
+            return {}
+        if data.note:
+            say(f"{data.label()}: {data.note}")
+        self.results.document["data"] = data.label() if part == "wordnet" else self.results.document["data"]
+        self.results.begin(part)
+
+        def keep(swept):
+            self.results.sweep(part, data, max(library.rounds("in") for library in swept.values()) if swept else 0, swept, refused)
+            sweep.figures(self.results, part, swept)
+            self.results.write()
+
+        chosen = self.libraries(part)
+        swept = sweep.measure(data, set_name, chosen, self.rounds, not self.options.build_peers, refused, keep)
+        keep(swept)
+        self.why_not(part, chosen, swept, refused)
+        return swept
+
+    def why_not(self, part, chosen, swept, refused):
+        """A figure whose library was asked for and refused is not measured, and its reason stands in the table."""
+        for name, target in TARGETS.items():
+            needed = [*(target.libraries or ()), *(target.peers or ())]
+            failed = [library for library in needed if library in chosen and library in refused]
+            if failed and (target.part == part or target.part in CLOSED_AFTER) and not any(
+                    library in swept for library in needed if library in failed):
+                if name in ("build_over_hnswlib", "build_over_symqg") and name in self.results.figures and not set(failed) & set(PEERS):
+                    continue        # of the profiles that there are
+                self.results.lack(name, "; ".join(f"{library}: {refused[library]}" for library in failed))
+
+    def after(self, part, swept):
+        """A part that stands on the sweep of wordnet, or on nothing."""
+        set_name, results = self.set_name(part), self.results
+        results.begin(part)
+        built = {name: library.built for name, library in swept.items()}
+        if part == "recall":
+            parts.recall_target(results, swept, self.rounds)
+        elif part == "filters":
+            parts.filters(results, swept, self.rounds)
+        elif part == "turnover":
+            parts.turnover(results, set_name, swept.get("skerry balanced"), self.rounds, self.refused)
+        elif part == "runbook":
+            parts.runbook(results, set_name, ["skerry balanced", "hnswlib"], QUICK_STEPS if self.options.quick else STEPS, self.refused)
+        elif part == "capped":
+            capped.measure(results, set_name, self.hnswlib(built)["mb"], self.rounds)
+        elif part in ("node", "million-node"):
+            served.measure(results, part, set_name, self.options.quick, self.rounds, built.get("hnswlib"), self.wants, not self.options.build_peers)
+        elif part == "neon":
+            neon.measure(results, set_name)
+
+    def hnswlib(self, built):
+        """What building hnswlib took, from this run's sweep or by building it now."""
+        if "hnswlib" not in built:
+            library = sweep.Swept("hnswlib", self.set_name("wordnet"))
+            built["hnswlib"] = library.ask(f"build {int(not self.options.build_peers)}")
+            library.end()
+        return built["hnswlib"]
+
+    def run(self):
+        swept = {}
+        needs_sweep = [part for part in self.parts if part in CLOSED_AFTER]
+        order = list(self.parts)
+        if needs_sweep and "wordnet" not in order:
+            order.insert(0, "wordnet")
         try:
-            swept[name] = Swept(name, set_name, CORES[-1])
-            for kind in data.queries:
-                swept[name].sweep(kind)
-        except RuntimeError as error:
-            say(f"{name}: left out: {error}")
-            swept.pop(name, None)
-    for round_ in range(rounds):
+            for part in order:
+                began = time.monotonic()
+                if part not in OF_WORDNET:
+                    self.close(swept)
+                if part in SETS:
+                    swept = self.swept(part)
+                    if part != "wordnet":
+                        self.close(swept)
+                else:
+                    if part in ("capped", "node", "neon"):
+                        self.close(swept)
+                    self.after(part, swept)
+                self.results.write()
+                say(f"{part}: {time.monotonic() - began:.0f} s")
+        finally:
+            self.close(swept)
+        print(self.results.write())
+
+    def close(self, swept):
         for library in swept.values():
-            for kind in data.queries:
-                wanted = {p for target in RECALLS for p in (library.around(kind, target) or ()) if p is not None}
-                library.time(kind, sorted(wanted))
-        say(f"{data.name}: round {round_ + 1} of {rounds}")
-    return data, swept
-
-
-def table(data, swept):
-    lines = []
-    for kind in data.queries:
-        lines += [f"### {data.label()}, queries {kind}", "",
-                  "| library | build CPU s | MB | QPS @0.90 | @0.95 (p50 / p99 us, p5 of the recall) | @0.99 |", "|---|---|---|---|---|---|"]
-        rows = []
-        for name, library in swept.items():
-            cells = []
-            for target in RECALLS:
-                found = library.summary(kind, target)
-                text = "-"
-                if found:
-                    text = f"{found['qps']:,.0f} [{min(found['runs']):,.0f} - {max(found['runs']):,.0f}]"
-                    if target == 0.95:
-                        text += f" ({found['p50_us']:.0f} / {found['p99_us']:.0f}, {found['p5']:.1f})"
-                cells.append(text)
-            at95 = library.summary(kind, 0.95)
-            rows.append((-(at95["qps"] if at95 else 0),
-                         f"| {name} | {library.built['cpu_s']:.1f} | {library.built['mb']:.0f} | " + " | ".join(cells) + " |"))
-        lines += [row for _, row in sorted(rows)] + [""]
-    return "\n".join(lines)
-
-
-def plot(data, swept, path):
-    try:
-        import matplotlib
-    except ImportError:
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    figure, axes = pyplot.subplots(1, len(data.queries), figsize=(7 * len(data.queries), 5), squeeze=False)
-    for axis, kind in zip(axes[0], data.queries):
-        for name, library in swept.items():
-            points = sorted((library.recalls[k, p]["recall"], median([t["qps"] for t in library.times[k, p]]))
-                            for k, p in library.times if k == kind)
-            if points:
-                axis.plot(*zip(*points), marker="o", linewidth=2 if name in OURS else 1, label=name)
-        axis.set(xlabel="recall@10", ylabel="queries/s, one thread", yscale="log", title=f"{data.name}, queries {kind}")
-        axis.grid(True, which="both", alpha=0.3)
-    axes[0][0].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=90)
-
-
-class Figures:
-    def __init__(self):
-        self.list = []
-
-    def add(self, name, runs, must, aim, is_smaller=False, note=""):
-        if not runs:
-            return
-        self.list.append({"name": name, "value": rounded(median(runs)), "unit": "ratio", "runs": [rounded(r) for r in runs],
-                          "must": must, "aim": aim, "note": note, "is_smaller": is_smaller})
-
-    def ratio(self, name, ours, theirs, kind, target, must, aim):
-        a, b = (library.summary(kind, target) if library else None for library in (ours, theirs))
-        if a and b:
-            self.add(name, [x / y for x, y in zip(a["runs"], b["runs"])], must, aim,
-                     note=f"{a['qps']:,.0f} ({ours.name}) / {b['qps']:,.0f} QPS ({theirs.name})")
-
-    def table(self):
-        lines = ["| figure | value | spread | must | aim | reaches | of what |", "|---|---|---|---|---|---|---|"]
-        for f in self.list:
-            reaches = (lambda goal, f=f: f["value"] <= goal if f["is_smaller"] else f["value"] >= goal)
-            verdict = "aim" if reaches(f["aim"]) else "must" if reaches(f["must"]) else "**short**"
-            lines.append(f"| `{f['name']}` | {f['value']} | {min(f['runs'])} - {max(f['runs'])} ({len(f['runs'])}) | {f['must']} | "
-                         f"{f['aim']} | {verdict} | {f['note']} |")
-        return "\n".join(lines)
-
-
-def best(swept, kind, target, names):
-    found = [(library.summary(kind, target)["qps"], library) for name, library in swept.items()
-             if name in names and library.summary(kind, target)]
-    return max(found, key=lambda pair: pair[0])[1] if found else None
-
-
-def turnover(figures, swept, kind):
-    """The very index that was timed, after everything went out and in again five times."""
-    library = swept.get("skerry balanced")
-    if library is None:
-        return
-    for order in ("random", "clustered"):
-        pair = library.around(kind, 0.95)
-        fresh = library.driven.ask(f"recall {kind} {pair[1]}")["recall"]
-        fresh_qps = [library.driven.ask(f"time {kind} {pair[1]}")["qps"] for _ in range(5)]
-        fresh_mb = library.built["mb"]
-        say(f"turnover, {order} order")
-        after = library.driven.ask(f"turnover {order}")
-        recall = library.driven.ask(f"recall {kind} {pair[1]}")["recall"]
-        qps = [library.driven.ask(f"time {kind} {pair[1]}")["qps"] for _ in range(5)]
-        figures.add(f"turnover_recall_loss_{order}", [fresh - recall], 0.01, 0.003, True,
-                    f"recall {fresh:.4f} before, {recall:.4f} after; QPS x {median(qps) / median(fresh_qps):.2f}, "
-                    f"bytes x {after['mb'] / fresh_mb:.2f}, {after['cpu_s']:.0f} CPU s")
+            if library.driven.process.poll() is None:
+                library.end()
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="bench/run index")
-    parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)} on the first set, 5 rounds")
-    parser.add_argument("--rounds", type=int, help="interleaved rounds (7; quick 5)")
-    parser.add_argument("--sets", default=None, help=f"of {', '.join(SETS)}, divided by commas")
-    parser.add_argument("--no-turnover", action="store_true")
-    options = parser.parse_args()
-    rounds = options.rounds or (5 if options.quick else 7)
-    set_names = options.sets.split(",") if options.sets else (["wordnet"] if options.quick else list(SETS))
-    for name in set_names:
-        if name not in SETS:
-            parser.error(f"no set {name}; there are: {', '.join(SETS)}")
-    figures, tables = Figures(), []
-    for set_name in set_names:
-        data, swept = measure(set_name, QUICK if options.quick else tuple(LIBRARIES), rounds)
-        if data is None:
-            continue
-        peers = [name for name in swept if name not in OURS]
-        ours, hnswlib, symqg = (swept.get(n) for n in ("skerry balanced", "hnswlib", "symqg"))
-        if set_name == "wordnet":
-            for target, must, aim in ((0.95, 4, 6), (0.99, 4, 6)):
-                figures.ratio(f"balanced_qps{round(100 * target)}_over_hnswlib", ours, hnswlib, "in", target, must, aim)
-            figures.ratio("balanced_ood_qps95_over_hnswlib", ours, hnswlib, "ood", 0.95, 4, 6)
-            figures.ratio("balanced_qps95_over_best_peer", ours, best(swept, "in", 0.95, peers), "in", 0.95, 1.0, 1.5)
-            if ours and hnswlib:
-                figures.add("balanced_ram_over_hnswlib", [ours.built["mb"] / hnswlib.built["mb"]], 0.7, 0.5, True,
-                            f"{ours.built['mb']:.0f} / {hnswlib.built['mb']:.0f} MB; its own, id maps within")
-                figures.add("build_over_hnswlib", [ours.built["cpu_s"] / hnswlib.built["cpu_s"]], 0.5, 0.2, True,
-                            f"{ours.built['cpu_s']:.1f} / {hnswlib.built['cpu_s']:.1f} CPU s")
-            if ours and symqg:
-                figures.add("build_over_symqg", [ours.built["cpu_s"] / symqg.built["cpu_s"]], 1.0, 0.5, True,
-                            f"{ours.built['cpu_s']:.1f} / {symqg.built['cpu_s']:.1f} CPU s")
-        else:
-            name, aim = ("sift", 1.4) if set_name == "sift" else ("uniform", 1.5)
-            figures.ratio(f"{name}_qps95_over_best_peer", best(swept, "in", 0.95, OURS),
-                          best(swept, "in", 0.95, peers), "in", 0.95, 1.0, aim)
-        tables.append(table(data, swept))
-        plot(data, swept, os.path.join(RESULTS, f"index-{set_name}.png"))
-        if set_name == "wordnet" and not options.no_turnover and not options.quick:
-            turnover(figures, swept, "in")
-        for library in swept.values():
-            library.driven.end()
-    facts = machine()
-    gaps = "\n".join(f"- {names}: {why}" for names, why in NOT_MEASURED.items())
-    text = (f"# Indexes\n\n{facts['cpu']} (family {facts['family']}, model {facts['model']}), one core of {facts['cores']}, "
-            f"{'/'.join(facts['simd'])}, kernel {facts['kernel']}, {facts['date']}, commit {facts['commit']}. `./bench/run index"
-            f"{' --quick' if options.quick else ''}`: k = 10, m 16 or degree 32, construction 200, {rounds} interleaved rounds, QPS "
-            f"interpolated at the recall, medians with smallest and largest. hnswlib is compiled here with -march=native, the others "
-            f"are PyPI's packages.\n\n{figures.table()}\n\nNot measured:\n{gaps}\n\n" + "\n".join(tables))
-    print(text)
-    write_results("index" if not (options.quick or options.sets) else "index-partial",
-                  {"machine": facts, "figures": figures.list, "not_measured": NOT_MEASURED}, text)
+    parser, options = arguments()
+    if options.list:
+        for name, target in TARGETS.items():
+            print(f"{name:36} {target.part}")
+        return
+    if options.quick and options.sets not in (None, ["wordnet"]):
+        parser.error("--quick is of wordnet")
+    Run(options).run()
 
 
 if __name__ == "__main__":
