@@ -108,7 +108,8 @@ static void put_indexes(struct sk_buffer *to, const struct stats *stats)
     for (unsigned m = 0; m < SK_COUNT_OF(names); m++) {
         sk_text_head(to, names[m], "gauge",
                      m == 0 ? "State of an index, by vector field: 0 flat (exact), 1 loading, "
-                              "2 building (searches are exact), 3 ready."
+                              "2 building (searches are exact), 3 ready, 4 altering (another one is "
+                              "built, the one before serves)."
                             : "Share of the rows that an index has taken in, 0 to 1.");
         for (uint32_t i = 0; i < stats->collection_count; i++) {
             const struct stats_collection *collection = &stats->collections[i];

@@ -109,7 +109,7 @@ static void on_latency(struct stats *self, struct sk_span member)
 
 static uint64_t state_of(struct sk_span name)
 {
-    static const char *const names[] = {"flat", "loading", "building", "ready"};
+    static const char *const names[] = {"flat", "loading", "building", "ready", "altering"};
     uint64_t state = 0;
     while (state < SK_COUNT_OF(names) - 1 && !sk_span_is(name, names[state]))
         state++;

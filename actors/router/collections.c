@@ -7,7 +7,8 @@
 
 /* ---- sums over the shards of one collection ---- */
 
-static const char *const state_names[] = {"ready", "flat", "loading", "building", "unknown"};
+static const char *const state_names[] = {"ready",   "flat",     "altering",
+                                          "loading", "building", "unknown"};
 
 struct index_sum {
     uint64_t done, total, rows;

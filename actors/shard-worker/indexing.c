@@ -20,7 +20,7 @@ enum {
 
 /* ---- where vectors and liveness come from (writer lane, inside a read of writer_reader) ---- */
 
-static bool fetch_row(void *impl, uint32_t row, float *out)
+bool field_fetch_row(void *impl, uint32_t row, float *out)
 {
     const struct field *field = impl;
     const float *vector = sk_store_vector(field->shard->writer_reader, field->at, row);
@@ -40,7 +40,7 @@ static uint64_t clock_us(void *impl)
     return now_us(impl);
 }
 
-static struct sk_index_params params_of(const struct field *field)
+struct sk_index_params field_params(const struct field *field)
 {
     const struct sk_schema *schema = field->shard->schema;
     uint64_t budget = schema->memory_bytes_max != 0 ? schema->memory_bytes_max
@@ -66,6 +66,8 @@ static struct sk_index_params params_of(const struct field *field)
 void field_set_state(struct field *field, enum field_state state)
 {
     field->state = state;
+    if (state == FIELD_READY && field->is_altering)
+        state = FIELD_ALTERING;
     atomic_store_explicit(&field->state_seen, state, memory_order_relaxed);
 }
 
@@ -82,6 +84,8 @@ static struct sk_index *take_away(struct field *field, const char *why)
     sk_pending_clear(&field->pending);
     struct sk_index *index = field->index;
     field->index = NULL;
+    sk_index_destroy(&field->heir); /* no reader has seen it */
+    field->is_altering = false;
     field->has_more = false;
     field->has_dead = false;
     sk_buffer_clear(&field->unsaved);
@@ -132,12 +136,10 @@ void field_reload(struct field *field)
 
 void field_scan(struct field *field)
 {
-    char path[SK_PATH_BYTES];
-    struct sk_diag ignored = {0};
     bury_index(field, "");
-    if (checkpoint_path(field, path, &ignored) == SK_ERR_OK)
-        (void)unlink(path);
-    field->delta_drop = field->delta_next;
+    field->note[0] = '\0';
+    saving_forget(field);
+    field->is_unlogged = false;
     field_set_state(field, FIELD_FLAT);
 }
 
@@ -200,8 +202,8 @@ static enum sk_err load_stored(struct field *field, const struct sk_index_params
 
 static enum sk_err load(struct field *field, struct sk_diag *d)
 {
-    const struct sk_index_params params = params_of(field);
-    const struct sk_index_source source = {field, fetch_row};
+    const struct sk_index_params params = field_params(field);
+    const struct sk_index_source source = {field, field_fetch_row};
     struct sk_diag why = {0};
     enum sk_err rc = field->must_rebuild
                          ? sk_fail(&why, SK_ERR_INVALID, "%s", field->note)
@@ -228,35 +230,37 @@ static enum sk_err load(struct field *field, struct sk_diag *d)
 
 /* ---- linking ---- */
 
-static bool is_slice_over(struct writer *writer, uint64_t end_us)
+bool is_slice_over(struct writer *writer, uint64_t end_us)
 {
     return atomic_load_explicit(&writer->is_wanted, memory_order_relaxed) ||
            now_us(writer->worker) >= end_us;
 }
 
-/* Links one row if it still lives. BUSY: its number is not free in the index yet. */
-static enum sk_err link_row(struct field *field, uint32_t row, uint64_t lseq, const float *vector,
-                            struct sk_diag *d)
+enum sk_err field_link_row(struct field *field, struct sk_index *index, uint32_t row, uint64_t lseq,
+                           const float *vector, struct sk_diag *d)
 {
     uint64_t birth;
     bool is_live = sk_store_row_birth(field->shard->writer_reader, row, &birth) && birth == lseq;
-    if (!is_live || sk_index_has(field->index, row, lseq)) {
-        sk_index_advance(field->index, lseq);
+    if (!is_live || sk_index_has(index, row, lseq)) {
+        sk_index_advance(index, lseq);
         return SK_ERR_OK;
     }
-    enum sk_err rc = sk_index_insert(field->index, row, lseq, vector, d);
+    enum sk_err rc = sk_index_insert(index, row, lseq, vector, d);
     return rc == SK_ERR_EXISTS ? SK_ERR_BUSY : rc;
 }
 
-static enum sk_err build_slice(struct writer *writer, struct field *field, uint64_t end_us,
-                               struct sk_diag *d)
+/* Links rows born above *built_lseq until the slice is over; *is_complete: none is left. */
+enum sk_err field_link_births(struct writer *writer, struct field *field, struct sk_index *index,
+                              uint64_t *built_lseq, uint64_t end_us, bool *is_complete,
+                              struct sk_diag *d)
 {
     struct shard *shard = field->shard;
     struct sk_birth births[BIRTHS_AT_ONCE];
+    *is_complete = false;
     for (;;) {
         uint32_t count;
-        enum sk_err rc = sk_store_births(shard->writer_reader, field->built_lseq, births,
-                                         BIRTHS_AT_ONCE, &count, d);
+        enum sk_err rc =
+            sk_store_births(shard->writer_reader, *built_lseq, births, BIRTHS_AT_ONCE, &count, d);
         if (rc != SK_ERR_OK)
             return rc;
         if (count == 0)
@@ -266,20 +270,36 @@ static enum sk_err build_slice(struct writer *writer, struct field *field, uint6
                 sk_store_vector(shard->writer_reader, field->at, births[i].row);
             if (vector == NULL)
                 return sk_fail(d, SK_ERR_INTERNAL, "row %u has no vector", births[i].row);
-            rc = link_row(field, births[i].row, births[i].lseq, vector, d);
+            rc = field_link_row(field, index, births[i].row, births[i].lseq, vector, d);
             if (rc != SK_ERR_OK)
                 return rc;
-            field->built_lseq = births[i].lseq;
+            *built_lseq = births[i].lseq;
             shard->build_credit++;
             if (is_slice_over(writer, end_us))
                 return SK_ERR_OK;
         }
     }
-    sk_index_advance(field->index, sk_store_lseq(shard->writer_reader));
-    field_set_state(field, FIELD_READY);
-    shard->worker->writer.has_become_ready = true;
-    atomic_store_explicit(&field->serving, field->index, memory_order_release);
+    sk_index_advance(index, sk_store_lseq(shard->writer_reader));
+    *is_complete = true;
     return SK_ERR_OK;
+}
+
+void field_become_ready(struct writer *writer, struct field *field)
+{
+    field_set_state(field, FIELD_READY);
+    writer->has_become_ready = true;
+    atomic_store_explicit(&field->serving, field->index, memory_order_release);
+}
+
+static enum sk_err build_slice(struct writer *writer, struct field *field, uint64_t end_us,
+                               struct sk_diag *d)
+{
+    bool is_complete;
+    enum sk_err rc = field_link_births(writer, field, field->index, &field->built_lseq, end_us,
+                                       &is_complete, d);
+    if (rc == SK_ERR_OK && is_complete)
+        field_become_ready(writer, field);
+    return rc;
 }
 
 static enum sk_err link_slice(struct writer *writer, struct field *field, uint64_t end_us,
@@ -289,7 +309,7 @@ static enum sk_err link_slice(struct writer *writer, struct field *field, uint64
     uint64_t lseq;
     const float *vector;
     while (sk_pending_front(&field->pending, &row, &lseq, &vector)) {
-        enum sk_err rc = link_row(field, row, lseq, vector, d);
+        enum sk_err rc = field_link_row(field, field->index, row, lseq, vector, d);
         if (rc != SK_ERR_OK)
             return rc;
         sk_pending_pop(&field->pending);
@@ -313,7 +333,14 @@ static void show(struct field *field, enum sk_err rc)
     if (field->index == NULL)
         return;
     sk_index_get_stats(field->index, &stats);
-    atomic_store_explicit(&field->index_bytes, stats.memory_bytes, memory_order_relaxed);
+    uint64_t bytes = stats.memory_bytes;
+    if (field->heir != NULL) { /* the progress is its own */
+        sk_index_get_stats(field->heir, &stats);
+        bytes += stats.memory_bytes;
+    } else if (field->is_altering) {
+        stats.rows = 0;
+    }
+    atomic_store_explicit(&field->index_bytes, bytes, memory_order_relaxed);
     atomic_store_explicit(&field->index_rows, stats.rows, memory_order_relaxed);
     if (rc == SK_ERR_NOMEM)
         atomic_store_explicit(&field->shard->is_over_budget, true, memory_order_relaxed);
@@ -353,6 +380,8 @@ static enum sk_err ready_slice(struct writer *writer, struct field *field, uint6
     else if (rc == SK_ERR_OK &&
              is_checkpoint_due(field, now_us(self), writer->is_stopping))
         rc = checkpoint_begin(field, d);
+    if (rc == SK_ERR_OK && field->is_altering) /* also when this one is full: that may be why */
+        return heir_slice(writer, field, now_us(self) + self->config.index_slice_us, d);
     return rc != SK_ERR_OK ? rc : full;
 }
 
@@ -376,6 +405,7 @@ static enum sk_err field_slice(struct writer *writer, struct field *field, struc
     case FIELD_READY:
         return ready_slice(writer, field, end_us, d);
     case FIELD_FLAT:
+    case FIELD_ALTERING:
         break;
     }
     return SK_ERR_OK;
@@ -412,11 +442,13 @@ static bool wants_slice(const struct field *field, uint64_t now, bool is_stoppin
     case FIELD_BUILDING:
         return !is_stopping;
     case FIELD_READY:
-        return (!is_stopping && ((field->has_more && now >= field->step_rest_us) ||
+        return (!is_stopping && (field->is_altering ||
+                                 (field->has_more && now >= field->step_rest_us) ||
                                  sk_pending_count(&field->pending) != 0 ||
                                  (field->has_dead && is_idle(field, now)))) ||
                field->is_checkpointing || is_checkpoint_due(field, now, is_stopping);
     case FIELD_FLAT:
+    case FIELD_ALTERING:
         break;
     }
     return false;
@@ -487,7 +519,7 @@ bool shard_is_indexed(const struct shard *shard)
     for (unsigned f = 0; f < shard->field_count; f++) {
         const struct field *field = &shard->fields[f];
         if (field->state == FIELD_UNLOADED || field->state == FIELD_BUILDING ||
-            sk_pending_count(&field->pending) != 0)
+            field->is_altering || sk_pending_count(&field->pending) != 0)
             return false;
     }
     return !shard->is_loading_fields;
@@ -515,6 +547,8 @@ enum sk_err field_check(struct field *field, uint64_t *checked, struct sk_diag *
     if (field->state != FIELD_READY)
         return SK_ERR_OK;
     enum sk_err rc = sk_index_check(field->index, &report, d);
+    if (rc == SK_ERR_OK && field->heir != NULL)
+        rc = sk_index_check(field->heir, &report, d);
     if (rc != SK_ERR_OK)
         return rc;
     do {

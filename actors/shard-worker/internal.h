@@ -77,6 +77,7 @@ enum field_state {
     FIELD_UNLOADED, /* checkpoint and deltas not looked at yet; searched exactly */
     FIELD_BUILDING, /* rows are linked in log order up to the store's newest; searched exactly */
     FIELD_READY,    /* graph and pending buffer */
+    FIELD_ALTERING, /* shown only: READY with the index from before, while its heir is built */
 };
 
 /* A row that died: out of the indexes once no read job can want it, then back to the store once they
@@ -97,6 +98,9 @@ struct field {
     struct sk_vector_field schema;
     enum field_state state;           /* writer */
     struct sk_index *index;           /* writer; NULL for FLAT and UNLOADED */
+    bool is_altering;                 /* another index is wanted than the one that serves */
+    struct sk_index *heir;            /* writer: that one, linked in log order up to heir_lseq */
+    uint64_t heir_lseq;
     struct sk_index *_Atomic serving; /* shared: what searches use; NULL: scans of the store */
     struct sk_pending pending;        /* shared */
     uint64_t built_lseq;              /* writer: BUILDING has linked rows born up to here */
@@ -390,17 +394,33 @@ void field_rebuild(struct writer *writer, struct field *field, const char *why);
  * *checked grows by the rows looked at. Inside a read of writer_reader. */
 SK_CHECKED enum sk_err field_check(struct field *field, uint64_t *checked, struct sk_diag *d);
 void field_set_state(struct field *field, enum field_state state);
+struct sk_index_params field_params(const struct field *field);
+bool field_fetch_row(void *field, uint32_t row, float *out); /* for sk_index_source */
+bool is_slice_over(struct writer *writer, uint64_t end_us);
+/* Links one row if it still lives. BUSY: its number is not free in the index yet. */
+SK_CHECKED enum sk_err field_link_row(struct field *field, struct sk_index *index, uint32_t row,
+                                      uint64_t lseq, const float *vector, struct sk_diag *d);
+/* Links rows born above *built_lseq until the slice is over; *is_complete: none is left. */
+SK_CHECKED enum sk_err field_link_births(struct writer *writer, struct field *field,
+                                         struct sk_index *index, uint64_t *built_lseq,
+                                         uint64_t end_us, bool *is_complete, struct sk_diag *d);
+void field_become_ready(struct writer *writer, struct field *field);
 
 /* altering.c */
 bool field_is_scanned(const struct field *field);
 /* Core, nothing of the shard in flight. */
 void field_take_schema(struct field *field, const struct sk_vector_field *next,
                        bool has_other_budget);
+/* Builds what the altered schema wants, and lets it take over when it has every row. */
+SK_CHECKED enum sk_err heir_slice(struct writer *writer, struct field *field, uint64_t end_us,
+                                  struct sk_diag *d);
 
 /* saving.c */
 void turn_save(struct sk_job *job);
 /* A full disk: checkpoints and deltas of the shard go. False when they have gone before. */
 bool saving_give_way(struct shard *shard);
+/* The image and the deltas of one index go, and it is not logged until an image could be written. */
+void saving_forget(struct field *field);
 void turn_fields(struct sk_job *job);
 /* Into the open transaction: deltas, watermarks, rows given back. saved() after its commit. */
 SK_CHECKED enum sk_err saving_put(struct shard *shard, struct sk_diag *d);

@@ -68,6 +68,10 @@ enum sk_err bury_rows(struct shard *shard, uint64_t reads_ended, struct sk_diag 
                 field->has_dead = true;
                 field->changed_us = now_us(shard->worker);
             }
+            if (field->heir != NULL && sk_index_has(field->heir, row.row, row.lseq)) {
+                enum sk_err rc = sk_index_remove(field->heir, row.row, row.lseq, &ignored);
+                SK_CHECK(rc == SK_ERR_OK);
+            }
         }
         enum sk_err rc = dead_rows_push(&shard->limbo, row, d);
         if (rc != SK_ERR_OK)
@@ -85,7 +89,8 @@ static bool is_let_go(const struct shard *shard, uint32_t row)
     for (unsigned f = 0; f < shard->field_count; f++) {
         const struct field *field = &shard->fields[f];
         if (field->state == FIELD_UNLOADED || field->is_checkpointing ||
-            (field->index != NULL && !sk_index_row_is_free(field->index, row)))
+            (field->index != NULL && !sk_index_row_is_free(field->index, row)) ||
+            (field->heir != NULL && !sk_index_row_is_free(field->heir, row)))
             return false;
     }
     return true;
@@ -195,23 +200,28 @@ static void checkpoint_failed(struct field *field)
         stop_logging(field);
 }
 
+void saving_forget(struct field *field)
+{
+    char path[SK_PATH_BYTES];
+    struct sk_diag ignored = {0};
+    if (field->is_checkpointing) {
+        sk_index_checkpoint_abort(field->index);
+        checkpoint_failed(field);
+    }
+    if (checkpoint_path(field, path, &ignored) == SK_ERR_OK)
+        (void)unlink(path);
+    field->is_image_gone = true;
+    stop_logging(field);
+}
+
 bool saving_give_way(struct shard *shard)
 {
     bool is_giving = false;
     for (unsigned f = 0; f < shard->field_count; f++) {
         struct field *field = &shard->fields[f];
-        char path[SK_PATH_BYTES];
-        struct sk_diag ignored = {0};
         if (field->index == NULL || field->is_unlogged)
             continue;
-        if (field->is_checkpointing) {
-            sk_index_checkpoint_abort(field->index);
-            checkpoint_failed(field);
-        }
-        if (checkpoint_path(field, path, &ignored) == SK_ERR_OK)
-            (void)unlink(path);
-        field->is_image_gone = true;
-        stop_logging(field);
+        saving_forget(field);
         is_giving = true;
     }
     return is_giving;
@@ -396,7 +406,8 @@ enum sk_err checkpoint_slice(struct field *field, struct sk_diag *d)
 
 bool is_checkpoint_due(const struct field *field, uint64_t now, bool is_stopping)
 {
-    if (field->state != FIELD_READY || field->is_checkpointing || now < field->checkpoint_rest_us)
+    if (field->state != FIELD_READY || field->is_checkpointing || now < field->checkpoint_rest_us ||
+        field->is_altering) /* its image would be of no use */
         return false;
     if (field->is_unlogged)
         return true;

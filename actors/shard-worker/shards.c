@@ -156,6 +156,7 @@ static void free_fields(struct shard *shard)
         if (field->is_checkpointing)
             sk_file_abort(&field->checkpoint);
         sk_index_destroy(&field->index);
+        sk_index_destroy(&field->heir);
         sk_pending_deinit(&field->pending);
         sk_buffer_deinit(&field->unsaved);
     }

@@ -5,7 +5,8 @@
 static const char *const state_names[] = {[FIELD_FLAT] = "flat",
                                           [FIELD_UNLOADED] = "loading",
                                           [FIELD_BUILDING] = "building",
-                                          [FIELD_READY] = "ready"};
+                                          [FIELD_READY] = "ready",
+                                          [FIELD_ALTERING] = "altering"};
 
 static uint64_t load_u64(const _Atomic uint64_t *at)
 {

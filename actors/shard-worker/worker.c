@@ -458,7 +458,8 @@ static void bury(struct shard *shard)
     for (unsigned f = 0; f < shard->field_count; f++) {
         grave_put_chunks(shard, sk_pending_take_retired(&shard->fields[f].pending));
         if (writer->retired_indexes[f] != NULL) {
-            note(shard->worker, SK_WORKER_NOTE_index_given_up, shard->number, f);
+            if (!writer->has_become_ready) /* else its heir has taken over */
+                note(shard->worker, SK_WORKER_NOTE_index_given_up, shard->number, f);
             grave_put_index(shard, writer->retired_indexes[f]);
             writer->retired_indexes[f] = NULL;
         }

@@ -1,0 +1,257 @@
+/* links: sk_worker sk_store sk_index sk_proto sk_kernels Threads::Threads */
+/* An index that is altered while the shard is read and written. */
+#include "tests/unit/worker_world.h"
+
+/* Found of the true ten, over some queries. */
+static double recall(struct world *w, bool *was_exact)
+{
+    unsigned found = 0;
+    enum { QUERIES = 10 };
+    *was_exact = true;
+    for (unsigned q = 0; q < QUERIES; q++) {
+        uint64_t wanted[10], got[10];
+        struct asked exact = search_of(0, 1000000 + q, 3, 10);
+        sk_put_bool(key(&exact, "exact"), true);
+        struct sk_reply reply = ask_ok(w, exact);
+        assert_int_equal(ids_of(&reply, "hits", wanted, NULL), 10);
+        reply = ask_ok(w, search_of(0, 1000000 + q, 3, 10));
+        *was_exact = *was_exact && bool_of(&reply, "exact");
+        assert_int_equal(ids_of(&reply, "hits", got, NULL), 10);
+        for (unsigned i = 0; i < 10; i++)
+            for (unsigned j = 0; j < 10; j++)
+                found += got[i] == wanted[j];
+    }
+    return found / (10.0 * QUERIES);
+}
+
+static struct world *filled_world(struct sk_schema **schema)
+{
+    struct world *w = world_new();
+    w->config.flat_below = 100;
+    w->config.index_slice_us = 200;
+    *schema = add_collection(w, "docs", SK_SCHEMA_HNSW, SK_SCHEMA_COSINE);
+    start(w);
+    for (uint64_t id = 0; id < 3000; id += 500)
+        upsert(w, 0, id, 500, 1);
+    wait_indexed(w, 0);
+    return w;
+}
+
+/* One job of the writer lane. */
+static void step(struct world *w)
+{
+    struct sk_job *job = w->held;
+    if (job == NULL)
+        pass(w, 1000);
+    job = w->held;
+    if (job == NULL)
+        return;
+    w->held = NULL;
+    job->run(job);
+    sk_worker_on_job_done(w->worker, job);
+}
+
+static void assert_state(struct world *w, const char *wanted)
+{
+    char state[16];
+    state_of(w, 0, state);
+    assert_string_equal(state, wanted);
+}
+
+static void alter(struct world *w, struct sk_schema *schema)
+{
+    schema->version++;
+    publish(w);
+}
+
+static uint64_t index_bytes(const struct world *w)
+{
+    struct sk_worker_status status;
+    sk_worker_get_status(w->worker, &status);
+    return status.index_bytes;
+}
+
+static void the_index_before_serves_until_its_heir_is_whole(void **unused)
+{
+    (void)unused;
+    struct sk_schema *schema;
+    struct world *w = filled_world(&schema);
+    bool was_exact;
+    uint64_t before = index_bytes(w);
+    w->is_holding = true;
+    schema->vectors[0].m = 24;
+    alter(w, schema);
+    assert_state(w, "altering");
+    assert_true(recall(w, &was_exact) >= 0.8);
+    assert_false(was_exact); /* through the graph */
+    for (unsigned i = 0; i < 3; i++)
+        step(w);
+    assert_state(w, "altering");
+    assert_true(recall(w, &was_exact) >= 0.8);
+    assert_false(was_exact);
+    release(w);
+    /* written, replaced and deleted while it is built */
+    for (uint64_t id = 0; id < 40; id++) {
+        uint64_t dead = id * 3, found[1];
+        upsert(w, 0, 7000 + id, 5, 1);
+        upsert(w, 0, 1000 + id * 2, 2, 5);
+        ask_ok(w, with_ids("delete", 0, &dead, 1));
+        struct sk_reply reply = ask_ok(w, search_of(0, 7000 + id, 1, 1));
+        assert_int_equal(ids_of(&reply, "hits", found, NULL), 1);
+        assert_int_equal(found[0], 7000 + id);
+        reply = ask_ok(w, search_of(0, dead, 1, 1));
+        assert_int_equal(ids_of(&reply, "hits", found, NULL), 1);
+        assert_int_not_equal(found[0], dead);
+        if (id % 10 == 0)
+            check(w);
+    }
+    wait_indexed(w, 0);
+    assert_state(w, "ready");
+    assert_true(recall(w, &was_exact) >= 0.9);
+    assert_false(was_exact);
+    check(w);
+    assert_true(index_bytes(w) > before); /* three times the links */
+    pass(w, 20000000);
+    check(w);
+    /* the image that a start reads is the new one's */
+    crash(w);
+    w->is_holding = true;
+    start(w);
+    assert_true(recall(w, &was_exact) == 1.0);
+    assert_true(was_exact);
+    release(w);
+    wait_indexed(w, 0);
+    assert_true(recall(w, &was_exact) >= 0.9);
+    check(w);
+    world_free(w);
+}
+
+static void a_crash_in_the_middle_begins_again_behind_scans(void **unused)
+{
+    (void)unused;
+    struct sk_schema *schema;
+    for (unsigned turns = 0; turns < 60; turns += 12) {
+        struct world *w = filled_world(&schema);
+        bool was_exact;
+        w->is_holding = true;
+        schema->vectors[0].m = 20;
+        alter(w, schema);
+        for (unsigned i = 0; i < turns; i++)
+            step(w);
+        assert_true(recall(w, &was_exact) >= 0.8);
+        crash(w);
+        start(w);
+        assert_true(has_record(w, 0, 2999, 1));
+        wait_indexed(w, 0);
+        assert_state(w, "ready");
+        assert_true(recall(w, &was_exact) >= 0.9);
+        check(w);
+        world_free(w);
+    }
+}
+
+static void an_index_may_become_flat_and_a_graph_again(void **unused)
+{
+    (void)unused;
+    struct sk_schema *schema;
+    struct world *w = filled_world(&schema);
+    bool was_exact;
+    schema->vectors[0].index = SK_SCHEMA_FLAT;
+    alter(w, schema);
+    wait_indexed(w, 0);
+    assert_state(w, "flat");
+    assert_true(recall(w, &was_exact) == 1.0);
+    assert_true(was_exact);
+    assert_true(index_bytes(w) == 0);
+    uint64_t dead = 7;
+    ask_ok(w, with_ids("delete", 0, &dead, 1));
+    upsert(w, 0, 9000, 10, 1);
+    crash(w);
+    start(w);
+    wait_indexed(w, 0);
+    assert_state(w, "flat");
+    schema->vectors[0].index = SK_SCHEMA_HNSW;
+    alter(w, schema);
+    wait_indexed(w, 0);
+    assert_state(w, "ready");
+    assert_true(recall(w, &was_exact) >= 0.9);
+    assert_false(was_exact);
+    assert_false(has_record(w, 0, 7, 1));
+    check(w);
+    world_free(w);
+}
+
+static void altering_again_begins_again(void **unused)
+{
+    (void)unused;
+    struct sk_schema *schema;
+    struct world *w = filled_world(&schema);
+    bool was_exact;
+    for (uint32_t m = 10; m < 18; m++) {
+        schema->vectors[0].m = m;
+        if (m == 14)
+            schema->vectors[0].ef_construction = 80; /* alone it would change the index in place */
+        alter(w, schema);
+        upsert(w, 0, 9000 + m, 1, 1);
+    }
+    schema->vectors[0].ef_construction = 90;
+    alter(w, schema);
+    wait_indexed(w, 0);
+    assert_state(w, "ready");
+    assert_true(recall(w, &was_exact) >= 0.9);
+    check(w);
+    /* and now it does: the graph stays */
+    schema->vectors[0].ef_construction = 100;
+    pass(w, 20000000);
+    alter(w, schema);
+    wait_indexed(w, 0);
+    assert_true(recall(w, &was_exact) >= 0.9);
+    check(w);
+    world_free(w);
+}
+
+/* Both do not fit into the budget: the one before goes, searches are scans until the heir is whole. */
+static void a_budget_holds_for_both_together(void **unused)
+{
+    (void)unused;
+    struct sk_schema *schema;
+    struct world *w = filled_world(&schema);
+    bool was_exact;
+    schema->memory_bytes_max = index_bytes(w) + 300 * 1024;
+    alter(w, schema);
+    wait_indexed(w, 0);
+    assert_state(w, "ready");
+    w->is_holding = true;
+    schema->vectors[0].m = 10;
+    alter(w, schema);
+    assert_state(w, "altering");
+    bool was_building = false;
+    for (unsigned i = 0; i < 4000 && !was_building; i++) {
+        char state[16];
+        step(w);
+        state_of(w, 0, state);
+        was_building = was_building || strcmp(state, "building") == 0;
+        assert_true(index_bytes(w) <= schema->memory_bytes_max + 64 * 1024);
+    }
+    assert_true(was_building);
+    assert_true(recall(w, &was_exact) == 1.0);
+    assert_true(was_exact);
+    release(w);
+    wait_indexed(w, 0);
+    assert_state(w, "ready");
+    assert_true(recall(w, &was_exact) >= 0.9);
+    check(w);
+    world_free(w);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_index_before_serves_until_its_heir_is_whole),
+        cmocka_unit_test(a_crash_in_the_middle_begins_again_behind_scans),
+        cmocka_unit_test(an_index_may_become_flat_and_a_graph_again),
+        cmocka_unit_test(altering_again_begins_again),
+        cmocka_unit_test(a_budget_holds_for_both_together),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
