@@ -119,6 +119,24 @@ static float encode_short(const struct sk_index *self, const float *x, float nor
     return dot > 0 ? 2 * norm_sq / dot : 2 * step;
 }
 
+/* The 8-bit code, and what it leaves out. */
+static void encode_plane(const struct sk_index *self, struct sk_generation *generation, uint32_t row,
+                         const float *x, float error_before, struct sk_factors *factors)
+{
+    int8_t *plane = sk_plane_of(self, generation, row);
+    const float max = self->kernels->max_abs_f32(x, self->padded);
+    const bool is_tiny = factors->norm_sq < NORM_TINY;
+    const float inverse = is_tiny ? 0 : NARROW_MAX / max;
+    factors->plane_scale = is_tiny ? 0 : max / NARROW_MAX;
+    self->kernels->quantise_s8(x, self->padded, inverse, NARROW_MAX, plane);
+    double error_sq = 0;
+    for (uint32_t i = 0; i < self->padded; i++) {
+        double left = (double)x[i] - (double)factors->plane_scale * plane[i];
+        error_sq += left * left;
+    }
+    factors->plane_error = (float)sqrt(error_sq) * 1.00001F + error_before;
+}
+
 void sk_encode(const struct sk_index *self, struct sk_generation *generation, uint32_t row,
                float *rotated, float raw_norm_sq, float error_before)
 {
@@ -126,34 +144,29 @@ void sk_encode(const struct sk_index *self, struct sk_generation *generation, ui
     uint8_t *code = NULL; /* without short codes there is no part of them */
     if (self->code_bytes > 0)
         code = generation->parts[SK_PART_CODES].base + (size_t)row * self->code_bytes;
-    int8_t *plane = sk_plane_of(self, generation, row);
     centre(self, generation, rotated);
     struct sk_factors factors = {.norm_sq = (float)kernels->dot_f64(rotated, rotated, self->padded),
                                  .raw_norm_sq = raw_norm_sq};
-    const float max = kernels->max_abs_f32(rotated, self->padded);
-    const bool is_tiny = factors.norm_sq < NORM_TINY;
-    const float inverse = is_tiny ? 0 : NARROW_MAX / max;
-    factors.plane_scale = is_tiny ? 0 : max / NARROW_MAX;
-    kernels->quantise_s8(rotated, self->padded, inverse, NARROW_MAX, plane);
-    double error_sq = 0;
-    for (uint32_t i = 0; i < self->padded; i++) {
-        double left = (double)rotated[i] - (double)factors.plane_scale * plane[i];
-        error_sq += left * left;
-    }
-    factors.plane_error = (float)sqrt(error_sq) * 1.00001F + error_before;
+    if (sk_has_planes(generation))
+        encode_plane(self, generation, row, rotated, error_before, &factors);
     if (self->code_bytes > 0) {
         const struct sk_short_factors short_factors = {
             factors.norm_sq, encode_short(self, rotated, factors.norm_sq, code)};
         memcpy(generation->parts[SK_PART_SHORT_FACTORS].base + row * sizeof short_factors,
                &short_factors, sizeof short_factors);
     }
-    memcpy(generation->parts[SK_PART_FACTORS].base + row * sizeof factors, &factors,
-           sizeof factors);
+    if (generation->parts[SK_PART_FACTORS].base != NULL)
+        memcpy(generation->parts[SK_PART_FACTORS].base + row * sizeof factors, &factors,
+               sizeof factors);
 }
 
 void sk_decode(const struct sk_index *self, const struct sk_generation *generation, uint32_t row,
                float *out)
 {
+    if (!sk_has_planes(generation)) {
+        sk_bare_decode(self, generation, row, out);
+        return;
+    }
     const int8_t *plane = sk_plane_of(self, generation, row);
     const float scale = sk_factors_of(generation, row)->plane_scale;
     for (uint32_t i = 0; i < self->padded; i++)
@@ -205,7 +218,10 @@ void sk_prepare_query(const struct sk_index *self, const struct sk_generation *g
 void sk_prepare_row(const struct sk_index *self, const struct sk_generation *generation,
                     uint32_t row, struct sk_prepared *out)
 {
-    sk_decode(self, generation, row, out->vector);
+    if (!sk_has_planes(generation) && sk_bare_is_held(self, generation, row))
+        sk_bare_get(self, out->vector);
+    else
+        sk_decode(self, generation, row, out->vector);
     out->add_weight = 1;
     out->offset = 0;
     out->is_augmented = self->params.metric == SK_METRIC_IP;
@@ -307,28 +323,37 @@ float sk_distance_plane(const struct sk_index *self, const struct sk_generation 
 static bool has_same_code(const struct sk_index *self, const struct sk_generation *generation,
                           uint32_t a, uint32_t b)
 {
+    if (!sk_has_planes(generation))
+        return sk_bare_has_same_code(self, generation, a, b);
     return memcmp(sk_factors_of(generation, a), sk_factors_of(generation, b),
                   sizeof(struct sk_factors)) == 0 &&
            memcmp(sk_plane_of(self, generation, a), sk_plane_of(self, generation, b),
                   self->padded) == 0;
 }
 
-float sk_distance_rows(const struct sk_index *self, const struct sk_generation *generation,
-                       uint32_t a, uint32_t b)
+static float distance_planes(const struct sk_index *self, const struct sk_generation *generation,
+                             uint32_t a, uint32_t b)
 {
     const struct sk_factors *of_a = sk_factors_of(generation, a);
     const struct sk_factors *of_b = sk_factors_of(generation, b);
     int32_t dot = self->kernels->dot_s8(sk_plane_of(self, generation, a),
                                         sk_plane_of(self, generation, b), self->padded);
-    float distance =
-        of_a->norm_sq + of_b->norm_sq - 2 * of_a->plane_scale * of_b->plane_scale * (float)dot;
+    return of_a->norm_sq + of_b->norm_sq - 2 * of_a->plane_scale * of_b->plane_scale * (float)dot;
+}
+
+float sk_distance_rows(const struct sk_index *self, const struct sk_generation *generation,
+                       uint32_t a, uint32_t b)
+{
+    float distance = sk_has_planes(generation) ? distance_planes(self, generation, a, b)
+                                               : sk_bare_distance_rows(self, generation, a, b);
     if (self->params.metric == SK_METRIC_IP) {
-        float difference =
-            sk_augmented(self, of_a->raw_norm_sq) - sk_augmented(self, of_b->raw_norm_sq);
+        float difference = sk_augmented(self, sk_raw_norm_sq_of(generation, a)) -
+                           sk_augmented(self, sk_raw_norm_sq_of(generation, b));
         distance += difference * difference;
     }
     /* What the code leaves out of a vector must not part it from its equal. */
-    if (distance < EQUAL_SHARE * of_a->norm_sq && has_same_code(self, generation, a, b))
+    if (distance < EQUAL_SHARE * sk_norm_sq_of(self, generation, a) &&
+        has_same_code(self, generation, a, b))
         return 0;
     return distance > 0 ? distance : 0;
 }
@@ -372,7 +397,7 @@ bool sk_mean_wants_renewal(struct sk_index *self)
     const uint32_t stride = row_count / 256 + 1;
     for (uint32_t row = 0; row < row_count; row += stride)
         if (sk_state(self, row) == SK_ROW_LIVE) {
-            spread += (double)sk_factors_of(generation, row)->norm_sq;
+            spread += (double)sk_norm_sq_of(self, generation, row);
             seen++;
         }
     return seen > 0 && shift_sq > 0.01 * spread / seen;

@@ -257,6 +257,15 @@ static bool mark_needs_code(struct sk_index *self, uint32_t row)
     return true;
 }
 
+bool sk_mark_need_codes(struct sk_index *self)
+{
+    bool is_marked = true;
+    for (uint32_t row = sk_row_count(self); row-- > 0 && is_marked;)
+        if (sk_state(self, row) != SK_ROW_EMPTY)
+            is_marked = mark_needs_code(self, row);
+    return is_marked;
+}
+
 static bool needs_code(const struct sk_index *self, uint32_t row)
 {
     return row / 64 < self->needs_code_words && (self->needs_code[row / 64] >> row % 64 & 1) != 0;
@@ -480,7 +489,7 @@ static void settle_numbers(struct sk_index *self)
     self->max_norm_sq = 0;
     for (uint32_t row = 0; row < row_count; row++)
         if (sk_state(self, row) != SK_ROW_EMPTY) {
-            float norm_sq = sk_factors_of(generation, row)->raw_norm_sq;
+            float norm_sq = sk_raw_norm_sq_of(generation, row);
             if (norm_sq > self->max_norm_sq)
                 self->max_norm_sq = norm_sq;
         }

@@ -44,6 +44,10 @@ static uint32_t prune(const struct sk_index *self, const struct sk_generation *g
 static void prefetch_plane(const struct sk_index *self, const struct sk_generation *generation,
                            uint32_t row)
 {
+    if (!sk_has_planes(generation)) {
+        sk_prefetch_code(self, generation, row);
+        return;
+    }
     const int8_t *plane = sk_plane_of(self, generation, row);
     for (uint32_t line = 0; line < self->padded; line += 64)
         __builtin_prefetch(plane + line);
@@ -432,8 +436,8 @@ void sk_entries_consider(struct sk_index *self, uint32_t row)
     const struct sk_generation *generation = sk_generation_now(self);
     uint32_t entry = atomic_load_explicit(&self->entries[0], memory_order_relaxed);
     if (entry == SK_NO_ROW || (sk_state(self, row) == SK_ROW_LIVE &&
-                               sk_factors_of(generation, row)->norm_sq <
-                                   0.98F * sk_factors_of(generation, entry)->norm_sq))
+                               sk_norm_sq_of(self, generation, row) <
+                                   0.98F * sk_norm_sq_of(self, generation, entry)))
         entry_set(self, 0, row);
 }
 
@@ -444,8 +448,8 @@ static uint32_t nearest_to_centre(const struct sk_index *self)
     uint32_t best = SK_NO_ROW;
     for (uint32_t row = 0; row < row_count; row++)
         if (sk_state(self, row) == SK_ROW_LIVE &&
-            (best == SK_NO_ROW || sk_factors_of(generation, row)->norm_sq <
-                                      sk_factors_of(generation, best)->norm_sq))
+            (best == SK_NO_ROW ||
+             sk_norm_sq_of(self, generation, row) < sk_norm_sq_of(self, generation, best)))
             best = row;
     return best;
 }

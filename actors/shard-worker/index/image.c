@@ -157,6 +157,12 @@ enum sk_err sk_index_checkpoint_write(struct sk_index *self, const struct sk_ind
 
 /* ---- reading ---- */
 
+static bool lacks_codes(const struct sk_index *self, const struct header *header)
+{
+    return sk_part_bytes(self, (enum sk_index_profile)header->profile, SK_PART_PLANES) <
+           self->part_bytes[SK_PART_PLANES];
+}
+
 static enum sk_err check_header(const struct header *header, const struct sk_index *self,
                                 struct sk_diag *d)
 {
@@ -169,7 +175,7 @@ static enum sk_err check_header(const struct header *header, const struct sk_ind
     if (header->hash != header_hash(*header))
         return sk_fail(d, SK_ERR_INVALID, "index image: the header's checksum does not match");
     if (header->kind != wanted.kind || header->metric != wanted.metric ||
-        header->dim != wanted.dim || header->m != wanted.m || header->profile != wanted.profile ||
+        header->dim != wanted.dim || header->m != wanted.m || header->profile > SK_INDEX_MEMORY ||
         header->seed != wanted.seed)
         return sk_fail(d, SK_ERR_INVALID,
                        "index image with kind %u metric %u dim %u m %u profile %u, want "
@@ -180,6 +186,10 @@ static enum sk_err check_header(const struct header *header, const struct sk_ind
         header->code_bytes != wanted.code_bytes || header->padded != wanted.padded ||
         header->row_count > self->rows_max || header->generation == 0)
         return sk_fail(d, SK_ERR_INVALID, "index image with a layout that does not fit");
+    if (lacks_codes(self, header) && self->source.fetch == NULL)
+        return sk_fail_field(d, SK_ERR_INVALID, "profile",
+                             "index image of profile memory: the 8-bit codes of another profile are made "
+                             "from the vectors, and none are kept");
     return SK_ERR_OK;
 }
 
@@ -197,6 +207,26 @@ static bool read_hashed(const struct sk_index_image_reader *reader, void *bytes,
     return true;
 }
 
+/* What another profile's image has and this index does not need is passed over; what it does not have
+ * is encoded when the load is finished. */
+static bool read_part(struct sk_index *self, const struct header *header, unsigned part,
+                      const struct sk_index_image_reader *reader, uint64_t *hash)
+{
+    const size_t rows = header->row_count;
+    const uint32_t row_bytes = sk_part_bytes(self, (enum sk_index_profile)header->profile, part);
+    if (row_bytes == self->part_bytes[part])
+        return read_hashed(reader, sk_generation_now(self)->parts[part].base, rows * row_bytes, hash);
+    uint8_t *passed_over = malloc(BLOCK);
+    bool is_read = passed_over != NULL;
+    for (size_t left = rows * row_bytes; left > 0 && is_read;) {
+        const size_t count = left < BLOCK ? left : BLOCK; /* as the hash was made */
+        is_read = read_hashed(reader, passed_over, count, hash);
+        left -= count;
+    }
+    free(passed_over);
+    return is_read;
+}
+
 static enum sk_err check_rows(struct sk_index *self, struct sk_diag *d)
 {
     const uint32_t row_count = sk_row_count(self);
@@ -211,12 +241,13 @@ static enum sk_err check_rows(struct sk_index *self, struct sk_diag *d)
             sk_state_set(self, row, SK_ROW_DEAD);
         if (state == SK_ROW_EMPTY)
             continue;
-        const struct sk_factors *factors = sk_factors_of(sk_generation_now(self), row);
-        const struct sk_short_factors none = {0},
-                                      *short_factors =
-                                          self->code_bytes == 0
-                                              ? &none
-                                              : sk_short_factors_of(sk_generation_now(self), row);
+        const struct sk_factors none = {0};
+        const struct sk_short_factors no_short = {0};
+        const struct sk_generation *now = sk_generation_now(self);
+        const struct sk_factors *factors =
+            now->parts[SK_PART_FACTORS].base == NULL ? &none : sk_factors_of(now, row);
+        const struct sk_short_factors *short_factors =
+            self->code_bytes == 0 ? &no_short : sk_short_factors_of(now, row);
         const float parts[] = {factors->norm_sq,     factors->plane_scale,
                                factors->plane_error, factors->raw_norm_sq,
                                short_factors->norm_sq, short_factors->multiplier};
@@ -270,8 +301,7 @@ static enum sk_err read_rows(struct sk_index *self, const struct header *header,
         !read_hashed(reader, self->links.base, rows * self->links_stride * 4, &hash))
         return sk_fail(d, SK_ERR_INVALID, "index image: cut off or unreadable");
     for (unsigned part = 0; part < SK_PART_COUNT; part++)
-        if (!read_hashed(reader, generation->parts[part].base, rows * self->part_bytes[part],
-                         &hash))
+        if (!read_part(self, header, part, reader, &hash))
             return sk_fail(d, SK_ERR_INVALID, "index image: cut off or unreadable");
     if (!reader->read(reader->impl, &stored, sizeof stored))
         return sk_fail(d, SK_ERR_INVALID, "index image: cut off or unreadable");
@@ -311,6 +341,10 @@ enum sk_err sk_index_checkpoint_read(struct sk_index **out, const struct sk_inde
     if (rc != SK_ERR_OK) {
         sk_index_destroy(&self);
         return rc;
+    }
+    if (lacks_codes(self, &header) && !sk_mark_need_codes(self)) {
+        sk_index_destroy(&self);
+        return sk_fail(d, SK_ERR_NOMEM, "no memory to convert an index image");
     }
     self->is_loading = true;
     sk_generation_now(self)->number = header.generation;

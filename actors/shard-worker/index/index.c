@@ -22,8 +22,9 @@ static enum sk_err check_params(struct sk_index_params *params, struct sk_diag *
         return sk_fail(d, SK_ERR_INVALID, "metric %d, want l2, ip or cosine", (int)params->metric);
     if (params->dim < 1 || params->dim > SK_INDEX_DIM_MAX)
         return sk_fail(d, SK_ERR_INVALID, "dim %u, want 1..%d", params->dim, SK_INDEX_DIM_MAX);
-    if (params->profile != SK_INDEX_BALANCED)
-        return sk_fail(d, SK_ERR_INVALID, "profile %d, want balanced", (int)params->profile);
+    if (params->profile != SK_INDEX_BALANCED && params->profile != SK_INDEX_MEMORY)
+        return sk_fail_field(d, SK_ERR_INVALID, "profile", "profile %d, want balanced or memory",
+                             (int)params->profile);
     if (params->m == 0)
         params->m = M_DEFAULT;
     if (params->ef_construction == 0)
@@ -41,6 +42,24 @@ static enum sk_err check_params(struct sk_index_params *params, struct sk_diag *
     return SK_ERR_OK;
 }
 
+uint32_t sk_part_bytes(const struct sk_index *self, enum sk_index_profile profile, unsigned part)
+{
+    const bool is_bare = profile == SK_INDEX_MEMORY && self->code_bytes > 0;
+    switch ((enum sk_part)part) {
+    case SK_PART_CODES:
+        return self->code_bytes;
+    case SK_PART_SHORT_FACTORS:
+        return self->code_bytes > 0 ? sizeof(struct sk_short_factors) : 0;
+    case SK_PART_PLANES:
+        return is_bare ? 0 : self->padded;
+    case SK_PART_FACTORS: /* for inner products lengths are always needed */
+        return is_bare && self->params.metric != SK_METRIC_IP ? 0 : sizeof(struct sk_factors);
+    case SK_PART_COUNT:
+        break;
+    }
+    return 0;
+}
+
 static void layout(struct sk_index *self)
 {
     self->padded = sk_rotation_padded(self->params.dim);
@@ -51,11 +70,8 @@ static void layout(struct sk_index *self)
     /* At 64 dimensions and below 4 bits are too coarse and save little: walk on the 8-bit codes. */
     self->code_bytes =
         self->params.kind == SK_INDEX_HNSW && self->padded > 64 ? self->padded / 2 : 0;
-    self->part_bytes[SK_PART_CODES] = self->code_bytes;
-    self->part_bytes[SK_PART_SHORT_FACTORS] =
-        self->code_bytes > 0 ? sizeof(struct sk_short_factors) : 0;
-    self->part_bytes[SK_PART_PLANES] = self->padded;
-    self->part_bytes[SK_PART_FACTORS] = sizeof(struct sk_factors);
+    for (unsigned part = 0; part < SK_PART_COUNT; part++)
+        self->part_bytes[part] = sk_part_bytes(self, self->params.profile, part);
     self->row_bytes = self->links_stride * 4 + 1 + 8 + 4;
     for (unsigned part = 0; part < SK_PART_COUNT; part++)
         self->row_bytes += self->part_bytes[part];
@@ -72,7 +88,7 @@ static bool allocate(struct sk_index *self)
         malloc(SK_ROTATION_ROUNDS_MAX * (self->padded / 32) * sizeof *self->rotation_words);
     self->sum = calloc(self->padded, sizeof *self->sum);
     if (self->rotation_words == NULL || self->sum == NULL ||
-        !sk_scratch_init(&self->scratch, self) || !sk_region_reserve(&self->states, rows) ||
+        !sk_bare_init(self) || !sk_scratch_init(&self->scratch, self) || !sk_region_reserve(&self->states, rows) ||
         !sk_region_reserve(&self->lseqs, rows * sizeof(uint64_t)) ||
         !sk_region_reserve(&self->in_degrees, rows * sizeof(uint32_t)) ||
         !sk_region_reserve(&self->links, (rows * self->links_stride + 1) * sizeof(uint32_t)))
@@ -135,6 +151,7 @@ void sk_index_destroy(struct sk_index **self)
     sk_region_release(&index->in_degrees);
     sk_scratch_deinit(&index->scratch);
     free(index->candidates);
+    free(index->bare);
     free(index->sum);
     free(index->rotation_words);
     free(index->orphans.rows);
@@ -305,6 +322,8 @@ enum sk_err sk_index_insert(struct sk_index *self, uint32_t row, uint64_t lseq, 
             sk_encode(self, others[i], row, self->scratch.prepared.vector, norm_sq, 0);
         }
     sk_encode(self, sk_generation_now(self), row, self->scratch.raw, norm_sq, 0);
+    if (!sk_has_planes(sk_generation_now(self)))
+        sk_bare_hold(self, sk_generation_now(self), row, self->scratch.raw);
     if (self->params.kind == SK_INDEX_HNSW) {
         *sk_lseq_of(self, row) = lseq;
         rc = sk_graph_link(self, row, d);

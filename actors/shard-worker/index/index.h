@@ -10,7 +10,9 @@
  * 8-bit code for ordering the survivors; not the float32 vector. Scores returned are therefore
  * approximate (about 0.1 % of |query| x |vector|): ask for some rows more than k
  * (sk_index_result_rows), score them with sk_score_exact() from the stored vectors and keep the
- * best k. flat (and hnsw below 4,096 rows) scans all 8-bit codes with a certified error bound:
+ * best k. Profile memory has no 8-bit codes (341 bytes a row at 384 dimensions and m 16; ip 357): the rows
+ * returned are those that 4-bit estimates (about 1 %) cannot tell from the best k, and the owner's scores
+ * decide. At 64 dimensions and below, where there are no 4-bit codes, it is the same as balanced. flat (and hnsw below 4,096 rows) scans all 8-bit codes with a certified error bound:
  * is_certain then says that the exact best k are surely among the rows returned.
  *
  * Threads: ONE writer (every function that takes struct sk_index * without const, and
@@ -196,8 +198,9 @@ struct sk_index_image_reader {
     bool (*read)(void *impl, void *bytes, size_t size);
 };
 /* Makes an index from an image: call instead of sk_index_new, with the parameters that the caller
- * wants: INVALID (with the reason) when kind, metric, dim, m or profile differ or anything does not
- * verify, VERSION for another format. Then apply deltas, then sk_index_load_finish. */
+ * wants: INVALID (with the reason) when kind, metric, dim or m differ or anything does not verify,
+ * VERSION for another format. An image of another profile is converted: codes that it has too many are
+ * dropped, those that it lacks are made by sk_index_load_finish (source.fetch; INVALID without). Then apply deltas, then sk_index_load_finish. */
 SK_CHECKED enum sk_err sk_index_checkpoint_read(struct sk_index **out,
                                                 const struct sk_index_params *params,
                                                 const struct sk_index_source *source,

@@ -85,6 +85,8 @@ struct sk_prepared {
     float augmented;
 };
 
+struct sk_bare_row; /* bare.c */
+
 struct sk_scratch {
     uint64_t *visited;
     uint32_t *touched;
@@ -181,6 +183,7 @@ struct sk_index {
     struct sk_region lseqs;      /* uint64_t */
     struct sk_region in_degrees; /* uint32_t */
     struct sk_scratch scratch;
+    struct sk_bare_row *bare; /* profile memory */
     uint64_t *candidates; /* of linking: (distance, row) */
     uint32_t candidates_capacity;
     float max_norm_sq; /* inner product: the length that rows are padded to */
@@ -239,6 +242,8 @@ static inline struct sk_generation *sk_generation_now(const struct sk_index *sel
 {
     return atomic_load_explicit(&self->generation, memory_order_acquire);
 }
+/* Of a row, in an index or image of that profile. */
+uint32_t sk_part_bytes(const struct sk_index *self, enum sk_index_profile profile, unsigned part);
 SK_CHECKED enum sk_err sk_rows_commit(struct sk_index *self, uint32_t row_count, struct sk_diag *d);
 /* Copies the list; returns its length. */
 uint32_t sk_links_get(const struct sk_index *self, uint32_t row, uint32_t *out);
@@ -270,6 +275,24 @@ static inline int8_t *sk_plane_of(const struct sk_index *self,
                                   const struct sk_generation *generation, uint32_t row)
 {
     return (int8_t *)generation->parts[SK_PART_PLANES].base + (size_t)row * self->padded;
+}
+/* Profile memory does without (bare.c). */
+static inline bool sk_has_planes(const struct sk_generation *generation)
+{
+    return generation->parts[SK_PART_PLANES].base != NULL;
+}
+static inline float sk_norm_sq_of(const struct sk_index *self, const struct sk_generation *generation,
+                                  uint32_t row)
+{
+    return self->code_bytes > 0 ? sk_short_factors_of(generation, row)->norm_sq
+                                : sk_factors_of(generation, row)->norm_sq;
+}
+/* 0 where nobody needs it. */
+static inline float sk_raw_norm_sq_of(const struct sk_generation *generation, uint32_t row)
+{
+    return generation->parts[SK_PART_FACTORS].base == NULL
+               ? 0
+               : sk_factors_of(generation, row)->raw_norm_sq;
 }
 float sk_augmented(const struct sk_index *self, float raw_norm_sq);
 struct sk_generation *sk_generation_new(const struct sk_index *self, uint32_t number);
@@ -312,6 +335,24 @@ void sk_mean_add(struct sk_index *self, const float *rotated);
 bool sk_mean_wants_renewal(struct sk_index *self);
 void sk_prefetch_code(const struct sk_index *self, const struct sk_generation *generation,
                       uint32_t row);
+
+/* ---- bare.c: rows of profile memory ---- */
+bool sk_bare_init(struct sk_index *self);
+/* One standard deviation of a distance that is estimated from a 4-bit code. */
+float sk_bare_deviation(const struct sk_index *self, float query_norm, float norm_sq);
+/* From the code: what is left over is lost. */
+void sk_bare_decode(const struct sk_index *self, const struct sk_generation *generation, uint32_t row,
+                    float *out);
+/* Distances from and to this row are better until those of another are asked for: its vector, rotated
+ * and centred, is at hand. */
+void sk_bare_hold(struct sk_index *self, const struct sk_generation *generation, uint32_t row,
+                  const float *centred);
+bool sk_bare_is_held(const struct sk_index *self, const struct sk_generation *generation, uint32_t row);
+void sk_bare_get(const struct sk_index *self, float *out);
+bool sk_bare_has_same_code(const struct sk_index *self, const struct sk_generation *generation,
+                           uint32_t a, uint32_t b);
+float sk_bare_distance_rows(const struct sk_index *self, const struct sk_generation *generation,
+                            uint32_t a, uint32_t b);
 
 /* ---- graph.c, edges.c ---- */
 bool sk_scratch_init(struct sk_scratch *self, const struct sk_index *index);
@@ -384,6 +425,8 @@ SK_CHECKED enum sk_err sk_renew_now(struct sk_index *self, uint32_t number, cons
 /* ---- delta.c ---- */
 SK_CHECKED enum sk_err sk_delta_reserve(struct sk_index *self, size_t bytes, struct sk_diag *d);
 size_t sk_delta_insert_bytes_max(const struct sk_index *self);
+/* Every row in use is encoded from the source when the load is finished. */
+bool sk_mark_need_codes(struct sk_index *self);
 void sk_delta_insert(struct sk_index *self, uint32_t row);
 void sk_delta_append(struct sk_index *self, uint32_t row, uint32_t id);
 void sk_delta_keep(struct sk_index *self, uint32_t row, const uint8_t *mask, uint32_t id);

@@ -144,15 +144,22 @@ static enum sk_err free_slice(struct sk_index *self, struct sk_diag *d)
 
 /* ---- renewing the codes ---- */
 
+/* From the vector itself where the owner has it and the codes are coarse, else from the codes. */
 static void encode_again(struct sk_index *self, uint32_t row)
 {
     const struct sk_generation *from = sk_generation_now(self);
-    const struct sk_factors *factors = sk_factors_of(from, row);
     float *x = self->scratch.raw;
-    sk_decode(self, from, row, x);
-    for (uint32_t i = 0; i < self->padded; i++)
-        x[i] += from->mean[i];
-    sk_encode(self, self->next, row, x, factors->raw_norm_sq, factors->plane_error);
+    const bool has_planes = sk_has_planes(from);
+    if (!has_planes && self->source.fetch != NULL &&
+        self->source.fetch(self->source.impl, row, self->scratch.prepared.vector)) {
+        sk_rotate(self, self->scratch.prepared.vector, x);
+    } else {
+        sk_decode(self, from, row, x);
+        for (uint32_t i = 0; i < self->padded; i++)
+            x[i] += from->mean[i];
+    }
+    sk_encode(self, self->next, row, x, sk_raw_norm_sq_of(from, row),
+              has_planes ? sk_factors_of(from, row)->plane_error : 0);
 }
 
 /* Starts a renewal unless memory does not allow two sets of codes. */

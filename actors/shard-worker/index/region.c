@@ -33,10 +33,10 @@ void sk_region_release(struct sk_region *self)
     *self = (struct sk_region){0};
 }
 
-/* Grows by an eighth, so that a commit is rare and little is committed in vain. */
+/* Nothing moves when it grows, so steps may be small: little is committed in vain. */
 static size_t target(const struct sk_region *self, size_t bytes)
 {
-    size_t wanted = self->committed + self->committed / 8;
+    size_t wanted = self->committed + self->committed / 64;
     if (wanted < bytes)
         wanted = bytes;
     size_t step = wanted >= HUGE_FROM_BYTES ? HUGE_BYTES : SMALL_STEP_BYTES;

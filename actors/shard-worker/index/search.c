@@ -148,7 +148,7 @@ static bool scan_rows(struct sk_search *s, struct bounds *bounds, uint32_t *coun
     return true;
 }
 
-static void emit(struct sk_search *s, uint32_t count)
+void sk_search_emit(struct sk_search *s, uint32_t count)
 {
     struct sk_index_result *result = s->result;
     const uint64_t *keys = s->scratch->keys;
@@ -166,6 +166,8 @@ enum sk_err sk_search_scan(struct sk_search *s, struct sk_diag *d)
     struct sk_scratch *scratch = s->scratch;
     uint32_t count = 0, kept = 0;
     float error;
+    if (!sk_has_planes(s->generation))
+        return sk_search_scan_short(s, d);
     if (!sk_scratch_fit(scratch, s->row_count, s->query->k, SCAN_KEYS_FIRST))
         return sk_fail(d, SK_ERR_NOMEM, "no memory for a scan");
     struct bounds bounds = {scratch->beam, 0, s->query->k};
@@ -180,7 +182,7 @@ enum sk_err sk_search_scan(struct sk_search *s, struct sk_diag *d)
         scratch->keys[kept++] = sk_key(distance, row);
     }
     sk_select_smallest(scratch->keys, kept, s->result->capacity);
-    emit(s, kept);
+    sk_search_emit(s, kept);
     s->result->is_certain = kept <= s->result->capacity && !s->result->is_truncated;
     return SK_ERR_OK;
 }
@@ -193,6 +195,8 @@ enum sk_err sk_search_rank_beam(struct sk_search *s, struct sk_diag *d)
     const uint32_t wanted = 2 * s->query->k + s->ef / 4;
     uint32_t count = 0;
     float error = 0;
+    if (!sk_has_planes(s->generation))
+        return sk_bare_rank(s, d);
     if (!sk_scratch_fit(scratch, s->row_count, s->ef, wanted + 1))
         return sk_fail(d, SK_ERR_NOMEM, "no memory for %u candidates", wanted);
     for (uint32_t i = 0; i < scratch->beam_count && count < wanted; i++) {
@@ -225,7 +229,7 @@ enum sk_err sk_search_rank_beam(struct sk_search *s, struct sk_diag *d)
         while (kept > 0 && sk_key_distance(scratch->keys[kept - 1]) > s->worst + margin)
             kept--;
     }
-    emit(s, kept);
+    sk_search_emit(s, kept);
     return SK_ERR_OK;
 }
 

@@ -34,6 +34,12 @@ SK_CHECKED enum sk_err sk_search_scan(struct sk_search *s, struct sk_diag *d);
 /* The best of the beam by their 8-bit codes, and those after the k-th that these cannot tell from
  * it. */
 SK_CHECKED enum sk_err sk_search_rank_beam(struct sk_search *s, struct sk_diag *d);
+/* filter_scan.c: every row that matches, by its short code first, the best of them as those of a beam. */
+SK_CHECKED enum sk_err sk_search_scan_short(struct sk_search *s, struct sk_diag *d);
+/* bare.c: rank_beam of profile memory. */
+SK_CHECKED enum sk_err sk_bare_rank(struct sk_search *s, struct sk_diag *d);
+/* The first of scratch->keys are the result. */
+void sk_search_emit(struct sk_search *s, uint32_t count);
 /* filter.c: the k best rows that match, by whichever way costs least. */
 SK_CHECKED enum sk_err sk_search_filtered(struct sk_search *s, struct sk_diag *d);
 

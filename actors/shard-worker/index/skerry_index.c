@@ -36,6 +36,16 @@ static uint32_t index_of(const char *const *names, uint32_t count, const char *n
     return at;
 }
 
+enum sk_err skerry_index_profile_of(const char *name, enum sk_index_profile *out, struct sk_diag *d)
+{
+    const uint32_t at = index_of(PROFILES, SK_COUNT_OF(PROFILES), name);
+    if (at == SK_COUNT_OF(PROFILES))
+        return sk_fail_field(d, SK_ERR_INVALID, "profile",
+                             "profile \"%s\", want balanced, speed or memory", name);
+    *out = (enum sk_index_profile)at;
+    return SK_ERR_OK;
+}
+
 enum sk_err skerry_index_check_options(const struct skerry_index_options *options, struct sk_diag *d)
 {
     if (options->abi != SKERRY_INDEX_ABI)
@@ -62,15 +72,13 @@ static enum sk_err parse(const struct skerry_index_options *options, struct sk_i
                *kind = options->index != NULL ? options->index : "hnsw",
                *profile = options->profile != NULL ? options->profile : "balanced";
     const uint32_t metric_at = index_of(metrics, SK_COUNT_OF(metrics), metric),
-                   kind_at = index_of(KINDS, SK_COUNT_OF(KINDS), kind),
-                   profile_at = index_of(PROFILES, SK_COUNT_OF(PROFILES), profile);
+                   kind_at = index_of(KINDS, SK_COUNT_OF(KINDS), kind);
     *params = (struct sk_index_params){
         .kind = (enum sk_index_kind)(SK_INDEX_FLAT + kind_at),
         .metric = (enum sk_metric)(metric_at + 1),
         .dim = options->dim,
         .m = options->m,
         .ef_construction = options->ef_construction,
-        .profile = (enum sk_index_profile)profile_at,
         .nlist = options->nlist,
         .pq_m = options->pq_m,
         .refine = options->refine,
@@ -85,9 +93,9 @@ static enum sk_err parse(const struct skerry_index_options *options, struct sk_i
     if (kind_at == SK_COUNT_OF(KINDS))
         return sk_fail_field(d, SK_ERR_INVALID, "index",
                              "index \"%s\", want flat, hnsw, ivf_flat, ivf_pq or hybrid", kind);
-    if (profile_at == SK_COUNT_OF(PROFILES))
-        return sk_fail_field(d, SK_ERR_INVALID, "profile",
-                             "profile \"%s\", want balanced, speed or memory", profile);
+    rc = skerry_index_profile_of(profile, &params->profile, d);
+    if (rc != SK_ERR_OK)
+        return rc;
     if (params->kind != SK_INDEX_HNSW && options->profile != NULL)
         return sk_fail_field(d, SK_ERR_INVALID, "profile", "profile \"%s\": %s has none, only hnsw",
                              profile, kind);
@@ -109,7 +117,8 @@ struct skerry_index *skerry_index_make_shell(const struct sk_index_params *param
         return NULL;
     self->params = *params;
     self->is_identity = true;
-    self->vectors = (struct skerry_vectors){.dim = params->dim, .fd = -1};
+    self->vectors.dim = params->dim;
+    self->vectors.fd = -1;
     pthread_rwlock_init(&self->lock, NULL);
     pthread_mutex_init(&self->readers_lock, NULL);
     return self;

@@ -108,8 +108,9 @@ SKERRY_INDEX_API uint64_t skerry_index_filter_count(struct skerry_index_filter *
  * index file notes its path and state. */
 SKERRY_INDEX_API int skerry_index_save(struct skerry_index *self, const char *path, char *error,
                                        size_t error_size);
-/* Everything comes from the file but memory_bytes_max, isa and vectors_path (options may be NULL; its
- * other fields but abi are not looked at). vectors_path: where the vectors' file is now, NULL = where
+/* Everything comes from the file but memory_bytes_max, isa, profile and vectors_path (options may be
+ * NULL; its other fields but abi are not looked at). profile: another than the index was saved with
+ * converts it (from memory to others where vectors are kept), NULL = as it was. vectors_path: where the vectors' file is now, NULL = where
  * it was; for an index that kept its vectors in memory, the file that they go to instead. INVALID: the
  * vectors' file is another index's, is cut off, or rows in it were replaced after the save. */
 SKERRY_INDEX_API int skerry_index_load(struct skerry_index **out, const char *path,

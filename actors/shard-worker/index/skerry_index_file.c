@@ -221,13 +221,18 @@ static enum sk_err load(struct skerry_index **out, FILE *file,
     enum sk_err rc = check_header(&header, file, d);
     if (rc != SK_ERR_OK)
         return rc;
+    enum sk_index_profile profile = (enum sk_index_profile)header.profile;
+    if (options != NULL && options->profile != NULL && header.kind == SK_INDEX_HNSW)
+        rc = skerry_index_profile_of(options->profile, &profile, d);
+    if (rc != SK_ERR_OK)
+        return rc;
     const struct sk_index_params params = {
         .kind = (enum sk_index_kind)header.kind,
         .metric = (enum sk_metric)header.metric,
         .dim = header.dim,
         .m = header.m,
         .ef_construction = header.ef_construction,
-        .profile = (enum sk_index_profile)header.profile,
+        .profile = profile,
         .nlist = header.nlist,
         .pq_m = header.pq_m,
         .refine = header.refine,

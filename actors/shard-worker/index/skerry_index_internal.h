@@ -9,6 +9,7 @@
 #include "actors/shard-worker/index/skerry_index.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 enum { SKERRY_THREADS_MAX = 64, SKERRY_PATH_BYTES_MAX = 4096 };
 
@@ -22,6 +23,10 @@ struct skerry_vectors {
     uint8_t *map;
     size_t map_bytes;
     uint32_t saved_rows; /* an index file that was saved stands on these */
+    _Atomic uint32_t cold; /* not 0: pages had to be read not long ago */
+};
+struct skerry_vectors_watch {
+    uint64_t faults;
 };
 
 /* What an index file notes of its vectors' file. */
@@ -59,6 +64,8 @@ bool skerry_index_fetch(void *impl, uint32_t row, float *out);
 SK_CHECKED enum sk_err skerry_index_check_options(const struct skerry_index_options *options,
                                                   struct sk_diag *d);
 const char *skerry_index_kind_name(enum sk_index_kind kind);
+SK_CHECKED enum sk_err skerry_index_profile_of(const char *name, enum sk_index_profile *out,
+                                               struct sk_diag *d);
 const char *skerry_index_profile_name(enum sk_index_profile profile);
 
 /* ---- ids ---- */
@@ -91,6 +98,10 @@ SK_CHECKED enum sk_err skerry_vectors_fit(struct skerry_vectors *self, uint32_t 
 /* Makes the first row_count rows durable and gives their state a number. */
 SK_CHECKED enum sk_err skerry_vectors_save(struct skerry_vectors *self, uint32_t row_count,
                                            struct skerry_vectors_state *state, struct sk_diag *d);
+/* These will be read next. */
+void skerry_vectors_ask(struct skerry_vectors *self, const uint32_t *rows, uint32_t count);
+/* Around a chunk of searches: were there faults? */
+void skerry_vectors_watch(struct skerry_vectors *self, struct skerry_vectors_watch *watch, bool is_begin);
 static inline float *skerry_vectors_at(const struct skerry_vectors *self, uint32_t row)
 {
     return self->rows + (size_t)row * self->dim;

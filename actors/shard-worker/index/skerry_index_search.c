@@ -187,12 +187,21 @@ static void give_reader(struct skerry_index *self, struct sk_index_reader *reade
     pthread_mutex_unlock(&self->readers_lock);
 }
 
-static void rescore(const struct skerry_index *self, const float *query,
+/* The first lines: the processor follows by itself. */
+static void prefetch_vector(const float *vector, uint32_t dim)
+{
+    for (uint32_t i = 0; i < dim && i < 128; i += 16)
+        __builtin_prefetch(vector + i);
+}
+
+static void rescore(struct skerry_index *self, const float *query,
                     struct sk_index_result *result, uint64_t *keys)
 {
     const bool is_l2 = self->params.metric == SK_METRIC_L2;
     for (uint32_t i = 0; i < result->count; i++) {
         const float *vector = skerry_vectors_at(&self->vectors, result->rows[i]);
+        if (i + 1 < result->count)
+            prefetch_vector(skerry_vectors_at(&self->vectors, result->rows[i + 1]), self->params.dim);
         float score = sk_score_exact(self->params.metric, query, vector, self->params.dim);
         keys[i] = (uint64_t)sk_float_ordered(is_l2 ? score : -score) << 32 | result->rows[i];
     }
@@ -207,7 +216,7 @@ static void rescore(const struct skerry_index *self, const float *query,
 /* Query `at` of the batch has its result. */
 static void put(const struct batch *batch, size_t at, struct sk_index_result *result, uint64_t *keys)
 {
-    const struct skerry_index *self = batch->self;
+    struct skerry_index *self = batch->self;
     if (self->keeps_vectors)
         rescore(self, batch->queries + at * self->params.dim, result, keys);
     for (uint32_t j = 0; j < batch->k; j++) {
@@ -261,11 +270,16 @@ static enum sk_err chunk_run(struct chunk *self, struct batch *batch, struct sk_
                                                    .filter = batch->filter};
     enum sk_err rc = sk_index_search_many(batch->self->index, reader, self->queries, self->results,
                                           self->rcs, count, &batch->d);
+    struct skerry_vectors_watch watch;
+    skerry_vectors_watch(&batch->self->vectors, &watch, true);
+    for (uint32_t i = 0; i < count; i++)
+        skerry_vectors_ask(&batch->self->vectors, self->results[i].rows, self->results[i].count);
     for (uint32_t i = 0; i < count; i++)
         if (self->rcs[i] != SK_ERR_OK)
             return sk_wrap(&batch->d, rc, "query %zu", begin + i);
         else
             put(batch, begin + i, &self->results[i], self->keys);
+    skerry_vectors_watch(&batch->self->vectors, &watch, false);
     return rc;
 }
 

@@ -12,10 +12,16 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { FORMAT = 1, ROWS_AT = 4096, ROWS_STEP = 1024 };
+enum {
+    FORMAT = 1,
+    ROWS_AT = 4096,
+    ROWS_STEP = 1024,
+    COLD_CHUNKS = 256, /* of queries, for which rows are asked for after a fault */
+};
 static const char MAGIC[8] = {'S', 'K', 'V', 'E', 'C', 'T', 'O', 'R'};
 
 struct header {
@@ -166,7 +172,11 @@ void skerry_vectors_close(struct skerry_vectors *self)
             (void)close(self->fd); /* and the lock goes */
         free(self->path);
     }
-    *self = (struct skerry_vectors){.dim = self->dim, .fd = -1};
+    self->path = NULL;
+    self->rows = NULL;
+    self->map = NULL;
+    self->fd = -1;
+    self->capacity = self->saved_rows = 0;
 }
 
 enum sk_err skerry_vectors_fit(struct skerry_vectors *self, uint32_t row, struct sk_diag *d)
@@ -195,6 +205,41 @@ enum sk_err skerry_vectors_fit(struct skerry_vectors *self, uint32_t row, struct
             self->saved_rows = 0;
     }
     return rc;
+}
+
+/* A page of the file that is not in memory costs a hundred times what a query does. One after the other,
+ * as they are touched, they would cost all of that each; asked for together they come together. Asking
+ * costs too: it is done only while faults show that it must. */
+void skerry_vectors_ask(struct skerry_vectors *self, const uint32_t *rows, uint32_t count)
+{
+    const size_t row_bytes = self->dim * sizeof(float), page = (size_t)sysconf(_SC_PAGESIZE);
+    if (self->path == NULL || atomic_load_explicit(&self->cold, memory_order_relaxed) == 0)
+        return;
+    for (uint32_t i = 0; i < count; i++) {
+        const uintptr_t at = (uintptr_t)skerry_vectors_at(self, rows[i]), from = at / page * page;
+        (void)madvise((void *)from, at + row_bytes - from, MADV_WILLNEED);
+    }
+}
+
+static uint64_t faults_now(void)
+{
+    struct rusage usage;
+    return getrusage(RUSAGE_THREAD, &usage) == 0 ? (uint64_t)usage.ru_majflt : 0;
+}
+
+void skerry_vectors_watch(struct skerry_vectors *self, struct skerry_vectors_watch *watch, bool is_begin)
+{
+    if (self->path == NULL)
+        return;
+    if (is_begin) {
+        watch->faults = faults_now();
+        return;
+    }
+    const uint32_t cold = atomic_load_explicit(&self->cold, memory_order_relaxed);
+    if (faults_now() != watch->faults)
+        atomic_store_explicit(&self->cold, COLD_CHUNKS, memory_order_relaxed);
+    else if (cold > 0)
+        atomic_store_explicit(&self->cold, cold - 1, memory_order_relaxed);
 }
 
 enum sk_err skerry_vectors_save(struct skerry_vectors *self, uint32_t row_count,

@@ -168,13 +168,14 @@ class Index:
         _call(_engine().skerry_index_new, ctypes.byref(self._handle), ctypes.byref(options))
 
     @classmethod
-    def load(cls, path, memory_bytes_max: int = 0, isa: Optional[str] = None,
+    def load(cls, path, memory_bytes_max: int = 0, isa: Optional[str] = None, profile: Optional[str] = None,
              vectors_path: Union[None, str, "os.PathLike[str]"] = None) -> "Index":
         """What save() wrote. vectors_path: where the vectors' file is now, if it has moved; or a new file, for an
-        index that kept its vectors in memory."""
+        index that kept its vectors in memory. profile: converts an hnsw index of another."""
         self = cls.__new__(cls)
         self._handle = ctypes.c_void_p()
         options = _Options(abi=_ABI, memory_bytes_max=memory_bytes_max, isa=isa.encode() if isa else None,
+                           profile=profile.encode() if profile else None,
                            keep_vectors=-1,
                            vectors_path=os.fsencode(vectors_path) if vectors_path is not None else None)
         _call(_engine().skerry_index_load, ctypes.byref(self._handle), os.fsencode(path), ctypes.byref(options))
