@@ -98,8 +98,18 @@ enum skerry_code skerry_list_keys(struct skerry *self, struct skerry_reply **out
 
 static void put_vector_field(struct sk_buffer *wire, const struct skerry_vector_field *field)
 {
-    bool has_index = field->index != NULL || field->m != 0 || field->ef_construction != 0 ||
-                     field->profile != NULL;
+    const struct {
+        const char *name;
+        uint32_t value;
+    } numbers[] = {{"m", field->m},
+                   {"ef_construction", field->ef_construction},
+                   {"nlist", field->nlist},
+                   {"pq_m", field->pq_m},
+                   {"refine", field->refine}};
+    uint32_t given = field->profile != NULL;
+    for (size_t i = 0; i < SK_COUNT_OF(numbers); i++)
+        given += numbers[i].value != 0;
+    bool has_index = field->index != NULL || given != 0;
     sk_put_map(wire, 2U + has_index);
     sk_put_text(wire, "dim");
     sk_put_u64(wire, field->dim);
@@ -108,18 +118,14 @@ static void put_vector_field(struct sk_buffer *wire, const struct skerry_vector_
     if (!has_index)
         return;
     sk_put_text(wire, "index");
-    sk_put_map(wire,
-               1U + (field->m != 0) + (field->ef_construction != 0) + (field->profile != NULL));
+    sk_put_map(wire, 1U + given);
     sk_put_text(wire, "type");
     sk_put_text(wire, field->index == NULL ? "hnsw" : field->index);
-    if (field->m != 0) {
-        sk_put_text(wire, "m");
-        sk_put_u64(wire, field->m);
-    }
-    if (field->ef_construction != 0) {
-        sk_put_text(wire, "ef_construction");
-        sk_put_u64(wire, field->ef_construction);
-    }
+    for (size_t i = 0; i < SK_COUNT_OF(numbers); i++)
+        if (numbers[i].value != 0) {
+            sk_put_text(wire, numbers[i].name);
+            sk_put_u64(wire, numbers[i].value);
+        }
     if (field->profile != NULL) {
         sk_put_text(wire, "profile");
         sk_put_text(wire, field->profile);
@@ -177,6 +183,8 @@ enum skerry_code skerry_create_collection(struct skerry *self,
     for (size_t i = 0; code == SKERRY_OK && i < options->vector_count; i++)
         code = sk_fields_check_reserved(options->vectors[i].reserved,
                                         SK_COUNT_OF(options->vectors[i].reserved), error);
+    for (size_t i = 0; code == SKERRY_OK && i < options->vector_count; i++)
+        code = sk_fields_check_reserved(&(uint64_t){options->vectors[i].reserved_u32}, 1, error);
     if (code == SKERRY_OK)
         code = sk_fields_check_collection(options->name, error);
     sk_frame_begin_for(&frame, "create_collection", options->name);

@@ -333,6 +333,8 @@ static enum skerry_code search_frame(struct sk_frame *frame, const struct skerry
     sk_frame_begin_for(frame, "search", request->collection);
     enum skerry_code code =
         sk_fields_check_reserved(request->reserved, SK_COUNT_OF(request->reserved), error);
+    if (code == SKERRY_OK && request->reserved_u32 != 0)
+        code = sk_fields_check_reserved(&(uint64_t){request->reserved_u32}, 1, error);
     if (code == SKERRY_OK)
         code = sk_fields_check_collection(request->collection, error);
     if (code == SKERRY_OK)
@@ -342,6 +344,11 @@ static enum skerry_code search_frame(struct sk_frame *frame, const struct skerry
     sk_fields_text(frame, "using", request->vector_name);
     sk_fields_u32(frame, "limit", request->limit);
     sk_fields_u32(frame, "ef", request->ef);
+    sk_fields_u32(frame, "nprobe", request->nprobe);
+    if (request->recall != 0) {
+        sk_frame_key(frame, "recall");
+        sk_put_f64(&frame->wire, request->recall);
+    }
     put_payload_wanted(frame, request);
     put_true(frame, "with_vector", request->with_vector);
     put_true(frame, "exact", request->exact);

@@ -177,11 +177,16 @@ struct skerry_vector_field {
     const char *name;   /* NULL for the only one */
     uint32_t dim;       /* 1 to 8,192 */
     const char *metric; /* "cosine" (default), "ip" or "l2" */
-    const char *index;  /* "hnsw" (default), "flat", ... */
-    uint32_t m;
-    uint32_t ef_construction;
-    const char *profile;
-    uint64_t reserved[4];
+    const char *index;  /* "hnsw" (default), "flat", "ivf_flat", "ivf_pq" or "hybrid" */
+    /* 0 and NULL: the default. A parameter that the index does not take is refused by the node. */
+    uint32_t m;               /* hnsw: 4 to 64, default 16 */
+    uint32_t ef_construction; /* hnsw: 8 to 2,000, default 200 */
+    const char *profile;      /* hnsw: "balanced" (default), "speed" or "memory" */
+    uint32_t nlist;           /* ivf_flat, ivf_pq, hybrid: lists; default automatic */
+    uint32_t pq_m;            /* ivf_pq, hybrid: parts of a code, even; default automatic */
+    uint32_t refine; /* ivf_pq, hybrid: so many times limit are scored again; default automatic */
+    uint32_t reserved_u32;
+    uint64_t reserved[2];
 };
 
 struct skerry_payload_field {
@@ -219,7 +224,8 @@ SKERRY_API enum skerry_code skerry_describe_collection(struct skerry *self, cons
                                                        struct skerry_error *error);
 SKERRY_API enum skerry_code skerry_drop_collection(struct skerry *self, const char *collection,
                                                    struct skerry_error *error);
-/* changes: the request's fields as a JSON object ({"payload": {...}, ...}; see the protocol). */
+/* changes: the request's fields as a JSON object: {"payload": {"year": "integer"}}, {"index": "ivf_pq"},
+ * {"index": {"profile": "memory"}}; see the protocol. An index changes behind; searches go on. */
 SKERRY_API enum skerry_code skerry_alter_collection(struct skerry *self, const char *collection,
                                                     const char *changes, struct skerry_reply **out,
                                                     struct skerry_error *error);
@@ -274,7 +280,7 @@ struct skerry_search {
     const struct skerry_id *like; /* the neighbours of this record, without itself */
     const char *vector_name;      /* "using": which vector field */
     uint32_t limit;               /* default 10 */
-    uint32_t ef;
+    uint32_t ef; /* hnsw: beam, default 64; at most one of ef, nprobe and recall */
     struct skerry_filter filter;
     const float *score_threshold; /* the worst score let in */
     bool with_payload;
@@ -284,7 +290,10 @@ struct skerry_search {
     const char *const
         *payload_keys; /* these members of the payload only, instead of with_payload */
     size_t payload_key_count;
-    uint64_t reserved[4];
+    double recall;   /* share of the true nearest that is wanted, 0.5 to 0.999; 0: no target */
+    uint32_t nprobe; /* ivf_flat, ivf_pq, hybrid: lists looked at; default automatic */
+    uint32_t reserved_u32;
+    uint64_t reserved[2];
 };
 
 struct skerry_hit {

@@ -13,8 +13,8 @@ enum { IN_FLIGHT_MAX = 1024, QUERIES_MAX = 10000, SAMPLE_QUERIES = 200, LATENCIE
 
 static struct {
     const char *file, *filter, *using;
-    uint32_t limit, ef, in_flight, seconds, query_count;
-    double rate;
+    uint32_t limit, ef, nprobe, in_flight, seconds, query_count;
+    double rate, recall;
     bool exact, no_recall, with_payload;
 } options;
 
@@ -22,7 +22,9 @@ static const struct cli_option bench_options[] = {
     {"file", CLI_TEXT, &options.file, "Q.npy", "query vectors; else records of the collection"},
     {"query-count", CLI_U32, &options.query_count, "N", "how many different queries (200)"},
     {"limit", CLI_U32, &options.limit, "N", "neighbours a query (10)"},
-    {"ef", CLI_U32, &options.ef, "N", "the beam of the search (64)"},
+    {"ef", CLI_U32, &options.ef, "N", "hnsw: the beam of the search (64)"},
+    {"nprobe", CLI_U32, &options.nprobe, "N", "ivf_flat, ivf_pq, hybrid: lists looked at"},
+    {"recall", CLI_DOUBLE, &options.recall, "R", "instead: the recall that is wanted"},
     {"filter", CLI_TEXT, &options.filter, "JSON", "only records for which this holds"},
     {"using", CLI_TEXT, &options.using, "NAME", "which vector field, where there are several"},
     {"exact", CLI_FLAG, &options.exact, NULL, "measure exact search"},
@@ -125,6 +127,8 @@ static struct skerry_search search_of(const struct bench *self, uint32_t query, 
                                   .vector_name = options.using,
                                   .limit = options.limit,
                                   .ef = options.ef,
+                                  .nprobe = options.nprobe,
+                                  .recall = options.recall,
                                   .filter = {.json = options.filter},
                                   .with_payload = options.with_payload && !is_exact,
                                   .exact = is_exact,

@@ -4,20 +4,33 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { NOT_GIVEN = UINT32_MAX };
+
 static struct {
-    uint32_t dim, m, ef_construction, shards;
-    const char *metric, *index, *profile;
+    uint32_t dim, m, ef_construction, shards, nlist, pq_m, refine;
+    const char *metric, *index, *profile, *vector;
     uint64_t memory_bytes_max;
     struct cli_list vectors, fields, drops;
-} options;
+} options = {.nlist = NOT_GIVEN, .pq_m = NOT_GIVEN, .refine = NOT_GIVEN};
+
+/* Of create and alter alike. */
+#define INDEX_OPTIONS                                                                              \
+    {"m", CLI_U32, &options.m, "N", "hnsw: half the edges of a record (16)"},                      \
+    {"ef-construction", CLI_U32, &options.ef_construction, "N", "hnsw: beam while linking (200)"}, \
+    {"profile", CLI_TEXT, &options.profile, "NAME", "hnsw: balanced (default), speed or memory"},  \
+    {"nlist", CLI_U32, &options.nlist, "N",                                                        \
+     "ivf_flat, ivf_pq, hybrid: lists (0: as many as fit the records)"},                           \
+    {"pq-m", CLI_U32, &options.pq_m, "N",                                                          \
+     "ivf_pq, hybrid: parts of a code, an even number (0: dim / 4)"},                              \
+    {"refine", CLI_U32, &options.refine, "N",                                                      \
+     "ivf_pq, hybrid: so many times the limit are scored again (0: automatic)"}
 
 static const struct cli_option create_options[] = {
     {"dim", CLI_U32, &options.dim, "N", "the vectors' dimension, 1 to 8,192"},
     {"metric", CLI_TEXT, &options.metric, "NAME", "cosine (default), ip or l2"},
-    {"index", CLI_TEXT, &options.index, "TYPE", "hnsw (default) or flat"},
-    {"m", CLI_U32, &options.m, "N", "hnsw: edges a record (16)"},
-    {"ef-construction", CLI_U32, &options.ef_construction, "N", "hnsw: beam while linking (200)"},
-    {"profile", CLI_TEXT, &options.profile, "NAME", "hnsw: balanced"},
+    {"index", CLI_TEXT, &options.index, "TYPE",
+     "hnsw (default), flat, ivf_flat, ivf_pq or hybrid"},
+    INDEX_OPTIONS,
     {"vector", CLI_LIST, &options.vectors, "NAME:DIM[:METRIC]",
      "a named vector field, instead of --dim; may be given again"},
     {"field", CLI_LIST, &options.fields, "NAME:KIND",
@@ -32,27 +45,45 @@ static const struct cli_option create_options[] = {
 static const struct cli_option alter_options[] = {
     {"field", CLI_LIST, &options.fields, "NAME:KIND", "a payload field to index from now on"},
     {"drop-field", CLI_LIST, &options.drops, "NAME", "a payload field to index no longer"},
-    {"ef-construction", CLI_U32, &options.ef_construction, "N", "hnsw: beam while linking"},
+    {"index", CLI_TEXT, &options.index, "TYPE",
+     "another type of index: flat, hnsw, ivf_flat, ivf_pq or hybrid"},
+    INDEX_OPTIONS,
+    {"vector", CLI_TEXT, &options.vector, "NAME",
+     "whose index changes, where there are several vector fields"},
     {"memory-bytes-max", CLI_U64, &options.memory_bytes_max, "BYTES",
      "memory budget of its indexes"},
     {0},
 };
 
 /* JSON through jansson, whose constructors answer NULL when memory is out: the end checks. */
-static void set_index(json_t *field)
+static void set_number(json_t *index, const char *name, uint32_t value, uint32_t absent)
 {
-    if (options.index == NULL && options.m == 0 && options.ef_construction == 0 &&
-        options.profile == NULL)
-        return;
+    if (value != absent)
+        json_object_set_new(index, name, json_integer(value));
+}
+
+/* What was said of the index, {} when nothing was. */
+static json_t *index_settings(void)
+{
     json_t *index = json_object();
-    json_object_set_new(index, "type", json_string(options.index == NULL ? "hnsw" : options.index));
-    if (options.m != 0)
-        json_object_set_new(index, "m", json_integer(options.m));
-    if (options.ef_construction != 0)
-        json_object_set_new(index, "ef_construction", json_integer(options.ef_construction));
+    if (options.index != NULL)
+        json_object_set_new(index, "type", json_string(options.index));
+    set_number(index, "m", options.m, 0);
+    set_number(index, "ef_construction", options.ef_construction, 0);
+    set_number(index, "nlist", options.nlist, NOT_GIVEN);
+    set_number(index, "pq_m", options.pq_m, NOT_GIVEN);
+    set_number(index, "refine", options.refine, NOT_GIVEN);
     if (options.profile != NULL)
         json_object_set_new(index, "profile", json_string(options.profile));
-    json_object_set_new(field, "index", index);
+    return index;
+}
+
+static void set_index(json_t *field)
+{
+    json_t *index = index_settings();
+    if (json_object_size(index) != 0)
+        json_object_set(field, "index", index);
+    json_decref(index);
 }
 
 static json_t *vector_field(long dim, const char *metric)
@@ -220,16 +251,21 @@ static int alter(int count, char **arguments)
 {
     json_t *fields = for_collection(arguments[0]), *reply = NULL;
     (void)count;
-    if (options.fields.count == 0 && options.drops.count == 0 && options.ef_construction == 0 &&
+    set_index(fields);
+    json_t *index = json_object_get(fields, "index");
+    if (options.fields.count == 0 && options.drops.count == 0 && index == NULL &&
         options.memory_bytes_max == 0) {
         json_decref(fields);
-        return cli_usage("nothing to change: give --field NAME:KIND, --drop-field NAME, "
-                         "--ef-construction N or --memory-bytes-max BYTES");
+        return cli_usage("nothing to change: give --field NAME:KIND, --drop-field NAME, --index TYPE, "
+                         "--profile NAME or another parameter of the index, or "
+                         "--memory-bytes-max BYTES");
     }
     set_memory(fields);
-    if (options.ef_construction != 0)
-        json_object_set_new(fields, "index",
-                            json_pack("{s:i}", "ef_construction", (int)options.ef_construction));
+    if (options.vector != NULL && index != NULL) {
+        json_t *named = json_object();
+        json_object_set(named, options.vector, index);
+        json_object_set_new(fields, "index", named);
+    }
     int status = set_payload(fields, "payload");
     if (options.drops.count > 0 && json_object_get(fields, "payload") == NULL)
         json_object_set_new(fields, "payload", json_object());
@@ -249,7 +285,11 @@ const struct cli_command cli_collection_alter = {
     .arguments = "NAME",
     .arguments_min = 1,
     .arguments_max = 1,
-    .summary = "Add or drop indexed payload fields, change index parameters",
+    .summary = "Add or drop indexed payload fields, change indexes",
+    .details = "An index changes behind, while searches go on; 'skerry wait NAME' returns when it is done.\n"
+               "Examples:\n"
+               "  skerry collection alter docs --profile memory\n"
+               "  skerry collection alter docs --index ivf_pq --nlist 1024",
     .options = alter_options,
     .run = alter,
 };

@@ -7,8 +7,8 @@
 
 static struct {
     const char *id, *like, *file, *filter, *using;
-    uint32_t limit, ef, row;
-    double score_threshold;
+    uint32_t limit, ef, nprobe, row;
+    double score_threshold, recall;
     bool exact, with_vector;
     struct cli_optional with_payload;
 } options = {.row = UINT32_MAX, .score_threshold = -1e300};
@@ -20,7 +20,11 @@ static const struct cli_option search_options[] = {
     {"row", CLI_U32, &options.row, "N", "only row N of the file, from 0"},
     {"limit", CLI_U32, &options.limit, "N", "how many neighbours (10)"},
     {"filter", CLI_TEXT, &options.filter, "JSON", "only records for which this holds"},
-    {"ef", CLI_U32, &options.ef, "N", "the beam of the search (64)"},
+    {"ef", CLI_U32, &options.ef, "N", "hnsw: the beam of the search (64)"},
+    {"nprobe", CLI_U32, &options.nprobe, "N",
+     "ivf_flat, ivf_pq, hybrid: lists looked at (automatic)"},
+    {"recall", CLI_DOUBLE, &options.recall, "R",
+     "as much work as finds this share of the true nearest, 0.5 to 0.999"},
     {"exact", CLI_FLAG, &options.exact, NULL, "compare with every record"},
     {"score-threshold", CLI_DOUBLE, &options.score_threshold, "S", "the worst score let in"},
     {"using", CLI_TEXT, &options.using, "NAME", "which vector field, where there are several"},
@@ -211,6 +215,8 @@ static int search(int count, char **arguments)
         return cli_usage("'%s' is not an id", like_word);
     if (!cli_check_json("--filter", options.filter))
         return CLI_USAGE;
+    if ((options.ef != 0) + (options.nprobe != 0) + (options.recall != 0) > 1)
+        return cli_usage("give one of --ef, --nprobe and --recall");
     char *names = options.with_payload.value == NULL ? NULL : strdup(options.with_payload.value);
     struct skerry_search request = {
         .collection = arguments[0],
@@ -218,6 +224,8 @@ static int search(int count, char **arguments)
         .vector_name = options.using,
         .limit = options.limit,
         .ef = options.ef,
+        .nprobe = options.nprobe,
+        .recall = options.recall,
         .filter = {.json = options.filter},
         .score_threshold = options.score_threshold > -1e299 ? &threshold : NULL,
         .with_payload = options.with_payload.is_given,

@@ -131,15 +131,21 @@ class Client:
 
     def create_collection(self, name: str, dim: Optional[int] = None, metric: str = "cosine", index: str = "hnsw",
                           m: Optional[int] = None, ef_construction: Optional[int] = None, profile: Optional[str] = None,
+                          nlist: Optional[int] = None, pq_m: Optional[int] = None, refine: Optional[int] = None,
                           vectors: Optional[Mapping[str, Any]] = None, payload: Optional[Mapping[str, str]] = None,
                           shards: Optional[int] = None, memory_bytes_max: Optional[int] = None,
                           deadline_ms: Optional[int] = None) -> "Collection":
         """`dim` and what follows for one vector field; or `vectors`, {name: {"dim": .., "metric": .., "index": ..}}.
-        payload: {field: "keyword", "integer", "float", "bool", "datetime" or "geo"}. Raises Exists."""
+        payload: {field: "keyword", "integer", "float", "bool", "datetime" or "geo"}. Raises Exists.
+
+        index: "hnsw" takes m (16), ef_construction (200) and profile ("balanced", "speed" or "memory"); "ivf_flat" takes
+        nlist; "ivf_pq" and "hybrid" take nlist, pq_m and refine (None or 0: automatic); "flat" takes nothing and is exact.
+        A parameter of another index raises Invalid."""
         if (dim is None) == (vectors is None):
             raise ValueError("create_collection wants dim, or vectors for several fields")
         if vectors is None:
-            settings = _given(type=index, m=m, ef_construction=ef_construction, profile=profile)
+            settings = _given(type=index, m=m, ef_construction=ef_construction, profile=profile,
+                              nlist=nlist, pq_m=pq_m, refine=refine)
             vectors = {"dim": dim, "metric": metric, "index": settings}
         self.call("create_collection", deadline_ms, collection=name, vectors=vectors,
                   **_given(payload=payload, shards=shards, memory_bytes_max=memory_bytes_max))
@@ -280,8 +286,13 @@ class Collection:
     def search(self, vector: Any = None, limit: int = 10, filter: Optional[filters.Filter] = None,
                score_threshold: Optional[float] = None, with_payload: Union[bool, Sequence[str]] = True,
                with_vector: bool = False, exact: Optional[bool] = None, ef: Optional[int] = None,
-               using: Optional[str] = None, like: Optional[Id] = None, deadline_ms: Optional[int] = None) -> List[Hit]:
-        """The nearest neighbours of a vector, or of the record `like`, best first. with_payload may list the keys wanted."""
+               using: Optional[str] = None, like: Optional[Id] = None, deadline_ms: Optional[int] = None,
+               nprobe: Optional[int] = None, recall: Optional[float] = None) -> List[Hit]:
+        """The nearest neighbours of a vector, or of the record `like`, best first. with_payload may list the keys wanted.
+
+        How hard to look, at most one of: ef (hnsw: the beam, 64), nprobe (ivf_flat, ivf_pq and hybrid: lists looked at) and
+        recall (any index: the share of the true nearest that is wanted on average, 0.5 to 0.999); exact compares with
+        every record."""
         fields: Dict[str, Any] = {"limit": limit, "with_payload": with_payload}
         if (vector is None) == (like is None):
             raise ValueError("search wants a vector, or like=ID")
@@ -296,18 +307,21 @@ class Collection:
             fields["with_vector"] = True
         if filter is not None:
             fields["filter"] = filters.packed(filter)
-        fields.update(_given(score_threshold=score_threshold, exact=exact, ef=ef, using=using))
+        fields.update(_given(score_threshold=score_threshold, exact=exact, ef=ef, nprobe=nprobe, recall=recall, using=using))
         return [Hit(hit["id"], hit["score"], hit.get("payload"), _vector(hit.get("vector")))
                 for hit in self._call("search", deadline_ms, **fields)["hits"]]
 
     def search_many(self, vectors: Any, limit: int = 10, filter: Optional[filters.Filter] = None,
                     score_threshold: Optional[float] = None, exact: Optional[bool] = None, ef: Optional[int] = None,
-                    using: Optional[str] = None, deadline_ms: Optional[int] = None) -> Tuple[np.ndarray, np.ndarray]:
+                    using: Optional[str] = None, deadline_ms: Optional[int] = None, nprobe: Optional[int] = None,
+                    recall: Optional[float] = None) -> Tuple[np.ndarray, np.ndarray]:
         """ids (n, limit) and scores (n, limit) of n queries, best first. ids are uint64, or objects where some are text;
-        where a query has fewer hits, the rest of its scores is NaN and of its ids 2**64-1 or None."""
+        where a query has fewer hits, the rest of its scores is NaN and of its ids 2**64-1 or None. ef, nprobe and recall
+        as in search."""
         queries = _matrix(vectors, None, "vectors")
         fields = {"collection": self.name, "limit": limit,
-                  **_given(filter=filters.packed(filter), score_threshold=score_threshold, exact=exact, ef=ef, using=using)}
+                  **_given(filter=filters.packed(filter), score_threshold=score_threshold, exact=exact, ef=ef,
+                           nprobe=nprobe, recall=recall, using=using)}
         many = max(1, min(1024, _FRAME_BYTES // (queries.shape[1] * 4 + 1)))
         parts = [self._client._connection.hits({**fields, "vectors": queries[at:at + many].tobytes()}, deadline_ms or 0)
                  for at in range(0, len(queries), many)]
@@ -360,9 +374,11 @@ class Collection:
         """Its schema, counts and the state of its indexes."""
         return self._call("describe_collection", None)
 
-    def alter(self, payload: Optional[Mapping[str, Optional[str]]] = None, index: Optional[Mapping[str, Any]] = None,
-              memory_bytes_max: Optional[int] = None) -> None:
-        """payload: {field: kind} to add, {field: None} to drop; index: {"ef_construction": n}."""
+    def alter(self, payload: Optional[Mapping[str, Optional[str]]] = None,
+              index: Union[None, str, Mapping[str, Any]] = None, memory_bytes_max: Optional[int] = None) -> None:
+        """payload: {field: kind} to add, {field: None} to drop. index: a type ("ivf_pq"), or the type and parameters to change
+        ({"type": "ivf_pq", "nlist": 1024}, {"profile": "memory"}); where there are several vector fields {name: that}.
+        An index changes behind, while searches go on; wait() returns when it is done, describe() shows how far it is."""
         self._call("alter_collection", None, **_given(payload=payload, index=index, memory_bytes_max=memory_bytes_max))
 
     def wait(self, deadline_ms: int = 60000) -> None:
