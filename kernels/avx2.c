@@ -1,5 +1,6 @@
 /* AVX2 for x86-64. Multiply and add stay apart (no FMA) so that the float results are those of
  * scalar.c. */
+#include "kernels/near.h"
 #include "kernels/set.h"
 
 #include <immintrin.h>
@@ -414,6 +415,8 @@ static void dots_f32x16(const float *rows, size_t count, const float *columns, s
     }
 }
 
+SK_NEAR_PORTABLE
+
 const struct sk_kernels sk_kernels_avx2 = {
     .isa = "avx2",
     .dot_f32 = dot_f32,
@@ -433,5 +436,9 @@ const struct sk_kernels sk_kernels_avx2 = {
     .quantise_s8 = quantise_s8,
     .quantise_u4 = quantise_u4,
     .scan_u4x32 = scan_u4x32,
+    .luts_signs = luts_signs,
+    .signs_f32 = signs_f32,
+    .near_x32 = near_x32,
+    .merge_keys = merge_keys,
     .dots_f32x16 = dots_f32x16,
 };

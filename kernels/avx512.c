@@ -349,6 +349,123 @@ static void dots_f32x16(const float *rows, size_t count, const float *columns, s
     }
 }
 
+/* ---- rows of neighbours ---- */
+
+/* Four segments a register: element j of each spread over its 16 bytes, negated where the entry lacks bit j. */
+static void luts_signs(const int8_t *q, size_t n, uint8_t *luts)
+{
+    static const __mmask64 lacks[4] = {0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F,
+                                       0x00FF00FF00FF00FF};
+    __m512i spread[4]; /* which of 16 elements goes where */
+    const __m512i lane = _mm512_set_epi32(12, 12, 12, 12, 8, 8, 8, 8, 4, 4, 4, 4, 0, 0, 0, 0);
+    for (int j = 0; j < 4; j++) {
+        __m512i byte = _mm512_add_epi32(lane, _mm512_set1_epi32(j));
+        spread[j] = _mm512_mullo_epi32(byte, _mm512_set1_epi32(0x01010101));
+    }
+    for (size_t i = 0; i < n; i += 16) {
+        const __m512i q16 = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)(q + i)));
+        __m512i entries = _mm512_set1_epi8(124);
+        for (int j = 0; j < 4; j++) {
+            __m512i at = _mm512_shuffle_epi8(q16, spread[j]);
+            at = _mm512_mask_sub_epi8(at, lacks[j], _mm512_setzero_si512(), at);
+            entries = _mm512_add_epi8(entries, at);
+        }
+        _mm512_storeu_si512(luts + 4 * i, entries);
+    }
+}
+
+static void signs_f32(const float *a, const float *b, size_t n, uint8_t *bits)
+{
+    for (size_t i = 0; i < n; i += 16) {
+        const uint16_t mask = (uint16_t)_mm512_cmp_ps_mask(_mm512_loadu_ps(a + i),
+                                                           _mm512_loadu_ps(b + i), _CMP_GE_OQ);
+        memcpy(bits + i / 8, &mask, sizeof mask);
+    }
+}
+
+/* sk_float_ordered of 16 */
+static __m512i ordered16(__m512 x)
+{
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i flip = _mm512_or_si512(_mm512_srai_epi32(bits, 31), _mm512_set1_epi32(INT32_MIN));
+    return _mm512_xor_si512(bits, flip);
+}
+
+static size_t near_x32(const struct sk_near_block *block, const uint32_t *sums, uint64_t *keys)
+{
+    const __m512 base = _mm512_set1_ps(block->base), add_scale = _mm512_set1_ps(block->add_scale),
+                 factor_scale = _mm512_set1_ps(block->factor_scale),
+                 bias = _mm512_set1_ps(block->bias), limit = _mm512_set1_ps(block->limit);
+    const uint32_t there = (uint32_t)((1ULL << block->count) - 1);
+    size_t count = 0;
+    for (unsigned k = 0; k < SK_SCAN_BLOCK; k += 16) {
+        __m512 adds = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(
+            _mm256_loadu_si256((const __m256i *)(const void *)(block->adds + k))));
+        __m512 factors = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(
+            _mm_loadu_si128((const __m128i *)(const void *)(block->factors + k))));
+        __m512 dots = _mm512_add_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(sums + k)), bias);
+        __m512 far = _mm512_add_ps(base, _mm512_mul_ps(add_scale, adds));
+        __m512 distances =
+            _mm512_sub_ps(far, _mm512_mul_ps(_mm512_mul_ps(factor_scale, factors), dots));
+        const __mmask16 is_near = _mm512_mask_cmp_ps_mask(
+            (__mmask16)(there >> k), distances, limit, _CMP_LT_OQ);
+        const __m512i high = ordered16(distances);
+        const __m512i low = _mm512_slli_epi32(_mm512_loadu_si512(block->ids + k), 1);
+        for (unsigned half = 0; half < 2; half++) {
+            const __mmask8 wanted = (__mmask8)(is_near >> 8 * half);
+            const __m256i high8 = half == 0 ? _mm512_castsi512_si256(high) : _mm512_extracti64x4_epi64(high, 1);
+            const __m256i low8 = half == 0 ? _mm512_castsi512_si256(low) : _mm512_extracti64x4_epi64(low, 1);
+            const __m512i keys8 = _mm512_or_si512(_mm512_slli_epi64(_mm512_cvtepu32_epi64(high8), 32),
+                                                  _mm512_cvtepu32_epi64(low8));
+            /* compressed in a register: to memory it is slow on Zen 4 */
+            _mm512_storeu_si512(keys + count, _mm512_maskz_compress_epi64(wanted, keys8));
+            count += (unsigned)__builtin_popcount(wanted);
+        }
+    }
+    return count;
+}
+
+enum { MERGE_REGISTERS = 8 };
+
+/* A key goes into a sorted list by out[i] = max(old[i - 1], min(old[i], key)), without looking for its place;
+ * what falls out at the end of 64 goes on to the next 64. */
+static inline __attribute__((always_inline)) void merge_block(uint64_t *sorted, unsigned registers,
+                                                              uint64_t *keys, size_t count)
+{
+    const __m512i zero = _mm512_setzero_si512();
+    __m512i list[MERGE_REGISTERS];
+    for (unsigned r = 0; r < registers; r++)
+        list[r] = _mm512_loadu_si512(sorted + 8 * r);
+    for (size_t i = 0; i < count; i++) {
+        const __m512i key = _mm512_set1_epi64((long long)keys[i]);
+        const __m512i last = list[registers - 1];
+        __m512i before = zero;
+        for (unsigned r = 0; r < registers; r++) {
+            const __m512i old = list[r];
+            list[r] = _mm512_max_epu64(_mm512_alignr_epi64(old, before, 7), _mm512_min_epu64(old, key));
+            before = old;
+        }
+        const __m512i out = _mm512_max_epu64(last, key);
+        keys[i] = (uint64_t)_mm_extract_epi64(_mm512_extracti32x4_epi32(out, 3), 1);
+    }
+    for (unsigned r = 0; r < registers; r++)
+        _mm512_storeu_si512(sorted + 8 * r, list[r]);
+}
+
+static void merge_keys(uint64_t *sorted, size_t capacity, uint64_t *keys, size_t count)
+{
+    if (count == 0)
+        return;
+    for (; capacity >= 64; capacity -= 64, sorted += 64)
+        merge_block(sorted, 8, keys, count);
+    for (; capacity >= 32; capacity -= 32, sorted += 32)
+        merge_block(sorted, 4, keys, count);
+    for (; capacity >= 16; capacity -= 16, sorted += 16)
+        merge_block(sorted, 2, keys, count);
+    if (capacity > 0)
+        merge_block(sorted, 1, keys, count);
+}
+
 const struct sk_kernels sk_kernels_avx512 = {
     .isa = "avx512",
     .dot_f32 = dot_f32,
@@ -368,5 +485,9 @@ const struct sk_kernels sk_kernels_avx512 = {
     .quantise_s8 = quantise_s8,
     .quantise_u4 = quantise_u4,
     .scan_u4x32 = scan_u4x32,
+    .luts_signs = luts_signs,
+    .signs_f32 = signs_f32,
+    .near_x32 = near_x32,
+    .merge_keys = merge_keys,
     .dots_f32x16 = dots_f32x16,
 };

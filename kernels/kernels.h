@@ -19,6 +19,15 @@ enum sk_metric { SK_METRIC_L2 = 1, SK_METRIC_IP = 2, SK_METRIC_COSINE = 3 };
 /* How many rows at random places are asked for before the first of them is needed. */
 enum { SK_ROWS_AHEAD = 6 };
 
+/* At most 32 edges of one node, see near_x32. */
+struct sk_near_block {
+    unsigned count; /* how many of the 32 there are */
+    const int16_t *adds;
+    const uint8_t *factors;
+    const uint32_t *ids;
+    float base, add_scale, factor_scale, bias, limit;
+};
+
 struct sk_kernels {
     const char *isa; /* "scalar", "avx2", "avx512", "neon" */
     float (*dot_f32)(const float *a, const float *b, size_t n);
@@ -58,11 +67,24 @@ struct sk_kernels {
      * byte k of chunk s holds vector k, segment 2s in its low nibble, 2s + 1 in its high one. segments
      * is even and at most SK_SCAN_SEGMENTS_MAX, so that no sum passes 16 bits: see sk_scan_u4x32. */
     void (*scan_u4x32)(const uint8_t *codes, const uint8_t *luts, size_t segments, uint16_t *out);
+    /* Look-up tables for scan_u4x32 of sign bits, 4 dimensions a segment: entry e of segment s = 124 + the sum
+     * over j of +q[4s + j] where bit j of e is set, else of -q[4s + j]. |q| at most 31; n a multiple of 64;
+     * luts has 4 x n bytes. */
+    void (*luts_signs)(const int8_t *q, size_t n, uint8_t *luts);
+    /* bit i % 8 of bits[i / 8] is set where a[i] >= b[i]; n a multiple of 64. */
+    void (*signs_f32)(const float *a, const float *b, size_t n, uint8_t *bits);
+    /* Of these edges those nearer than limit, in their order, as keys (ordered distance << 32 | id << 1); returns
+     * how many. keys has room for SK_NEAR_KEYS_MAX. Distance k = (base + add_scale x adds[k]) - factor_scale x factors[k] x (sums[k] + bias). */
+    size_t (*near_x32)(const struct sk_near_block *block, const uint32_t *sums, uint64_t *keys);
+    /* sorted[0..capacity) becomes the capacity smallest of itself and keys[0..count), rising; keys are used
+     * up. capacity is a multiple of 8; free places at the end hold UINT64_MAX. */
+    void (*merge_keys)(uint64_t *sorted, size_t capacity, uint64_t *keys, size_t count);
     /* Many rows (count x n) against 16 columns side by side (n x 16): out (count x 16) = the sums of
      * products, each added in the order of the elements. Error: at most n x 2^-24 x sum of |terms|. */
     void (*dots_f32x16)(const float *rows, size_t count, const float *columns, size_t n, float *out);
 };
 enum { SK_SCAN_BLOCK = 32, SK_SCAN_SEGMENTS_MAX = 256 }; /* 256 x 255 = 65,280 */
+enum { SK_NEAR_Q_MAX = 31, SK_NEAR_KEYS_MAX = 40 };
 
 /* The set for this processor, or the one named: NULL or "auto", "scalar", "avx2", "avx512", "neon". NULL is
  * returned for a name that is unknown or that this processor cannot run. */

@@ -1,4 +1,5 @@
 /* The oracle: what every other set must return, bit for bit. Compiled without vectorisation. */
+#include "kernels/near.h"
 #include "kernels/set.h"
 
 #include <math.h>
@@ -191,6 +192,8 @@ static void dots_f32x16(const float *rows, size_t count, const float *columns, s
         }
 }
 
+SK_NEAR_PORTABLE
+
 const struct sk_kernels sk_kernels_scalar = {
     .isa = "scalar",
     .dot_f32 = dot_f32,
@@ -210,5 +213,9 @@ const struct sk_kernels sk_kernels_scalar = {
     .quantise_s8 = quantise_s8,
     .quantise_u4 = quantise_u4,
     .scan_u4x32 = scan_u4x32,
+    .luts_signs = luts_signs,
+    .signs_f32 = signs_f32,
+    .near_x32 = near_x32,
+    .merge_keys = merge_keys,
     .dots_f32x16 = dots_f32x16,
 };
