@@ -16,7 +16,13 @@
 
 #include "actors/shard-worker/index/internal.h"
 
-enum { SK_NEAR_BLOCK = 32, SK_NEAR_FIXED_BYTES = 32 + 64 + 32 + 128 };
+enum {
+    SK_NEAR_BLOCK = 32,
+    SK_NEAR_ADDS_AT = 32,
+    SK_NEAR_FACTORS_AT = SK_NEAR_ADDS_AT + 64,
+    SK_NEAR_IDS_AT = SK_NEAR_FACTORS_AT + 32,
+    SK_NEAR_FIXED_BYTES = SK_NEAR_IDS_AT + 128,
+};
 
 struct sk_near_header {
     _Atomic uint32_t sequence; /* of the first block: of all; odd while written */
@@ -35,5 +41,27 @@ static inline uint8_t *sk_near_row(const struct sk_index *self, uint32_t row)
 {
     return self->near.rows.base + (size_t)row * self->near.row_bytes;
 }
+
+/* A walk to the nearest rows, in turns like struct sk_beam: take expands `row`, whose row was asked for at the
+ * end of the turn before. Those found end up in scratch->beam, tombstones not among them. */
+struct sk_near_walk {
+    const struct sk_index *index;
+    const struct sk_generation *generation;
+    struct sk_scratch *scratch; /* prepared is set */
+    struct sk_deadline deadline;
+    uint32_t k, frontier_size, best_size;
+    float stretch, offset;
+    float scale; /* of the query behind the tables */
+    uint32_t row_count; /* neighbour rows that may be read */
+    uint32_t cursor;    /* nothing before it in the frontier is left to expand */
+    uint32_t row;       /* to be expanded; SK_NO_ROW: the walk is over */
+    struct sk_counters counters;
+    bool is_truncated; /* the deadline has passed */
+};
+bool sk_near_is_ready(const struct sk_index *self); /* any rows to walk by */
+bool sk_near_fit(struct sk_near_walk *self, const struct sk_index *index, uint32_t k, uint32_t ef);
+void sk_near_begin(struct sk_near_walk *self);
+void sk_near_take(struct sk_near_walk *self);
+void sk_near_end(struct sk_near_walk *self);
 
 #endif
