@@ -89,6 +89,8 @@ enum sk_err sk_index_check(struct sk_index *self, struct sk_index_check_report *
         rc = check_list(self, row, in_degrees, report, d);
     if (rc == SK_ERR_OK)
         rc = check_counts(self, in_degrees, d);
+    if (rc == SK_ERR_OK)
+        rc = sk_near_check(self, d);
     if (rc != SK_ERR_OK || self->params.kind != SK_INDEX_HNSW)
         goto out;
     (void)walk(self, is_seen, queue);

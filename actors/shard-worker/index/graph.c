@@ -34,6 +34,7 @@ void sk_scratch_deinit(struct sk_scratch *self)
     free(self->prepared.narrow);
     free(self->prepared.wide);
     free(self->raw);
+    free(self->luts);
     *self = (struct sk_scratch){0};
 }
 

@@ -22,9 +22,9 @@ static enum sk_err check_params(struct sk_index_params *params, struct sk_diag *
         return sk_fail(d, SK_ERR_INVALID, "metric %d, want l2, ip or cosine", (int)params->metric);
     if (params->dim < 1 || params->dim > SK_INDEX_DIM_MAX)
         return sk_fail(d, SK_ERR_INVALID, "dim %u, want 1..%d", params->dim, SK_INDEX_DIM_MAX);
-    if (params->profile != SK_INDEX_BALANCED && params->profile != SK_INDEX_MEMORY)
-        return sk_fail_field(d, SK_ERR_INVALID, "profile", "profile %d, want balanced or memory",
-                             (int)params->profile);
+    if (params->profile > SK_INDEX_MEMORY)
+        return sk_fail_field(d, SK_ERR_INVALID, "profile",
+                             "profile %d, want balanced, speed or memory", (int)params->profile);
     if (params->m == 0)
         params->m = M_DEFAULT;
     if (params->ef_construction == 0)
@@ -75,6 +75,7 @@ static void layout(struct sk_index *self)
     self->row_bytes = self->links_stride * 4 + 1 + 8 + 4;
     for (unsigned part = 0; part < SK_PART_COUNT; part++)
         self->row_bytes += self->part_bytes[part];
+    self->row_bytes += sk_near_row_bytes(self);
     uint64_t budget = self->params.memory_bytes_max;
     uint64_t rows =
         (budget > 0 && budget < RESERVE_BYTES ? budget : RESERVE_BYTES) / self->row_bytes + 1;
@@ -88,7 +89,8 @@ static bool allocate(struct sk_index *self)
         malloc(SK_ROTATION_ROUNDS_MAX * (self->padded / 32) * sizeof *self->rotation_words);
     self->sum = calloc(self->padded, sizeof *self->sum);
     if (self->rotation_words == NULL || self->sum == NULL ||
-        !sk_bare_init(self) || !sk_scratch_init(&self->scratch, self) || !sk_region_reserve(&self->states, rows) ||
+        !sk_bare_init(self) || !sk_near_init(self) || !sk_scratch_init(&self->scratch, self) ||
+        !sk_region_reserve(&self->states, rows) ||
         !sk_region_reserve(&self->lseqs, rows * sizeof(uint64_t)) ||
         !sk_region_reserve(&self->in_degrees, rows * sizeof(uint32_t)) ||
         !sk_region_reserve(&self->links, (rows * self->links_stride + 1) * sizeof(uint32_t)))
@@ -149,6 +151,7 @@ void sk_index_destroy(struct sk_index **self)
     sk_region_release(&index->links);
     sk_region_release(&index->lseqs);
     sk_region_release(&index->in_degrees);
+    sk_near_deinit(index);
     sk_scratch_deinit(&index->scratch);
     free(index->candidates);
     free(index->bare);
@@ -179,7 +182,7 @@ enum sk_err sk_rows_commit(struct sk_index *self, uint32_t row_count, struct sk_
                  {&self->lseqs, rows * sizeof(uint64_t)},
                  {&self->in_degrees, rows * sizeof(uint32_t)},
                  {&self->links, rows * self->links_stride * sizeof(uint32_t)}};
-    size_t growth = sk_generation_growth(self, generation, row_count);
+    size_t growth = sk_generation_growth(self, generation, row_count) + sk_near_growth(self, row_count);
     for (size_t i = 0; i < SK_COUNT_OF(parts); i++)
         growth += sk_region_growth(parts[i].region, parts[i].bytes);
     if (growth == 0)
@@ -198,7 +201,8 @@ enum sk_err sk_rows_commit(struct sk_index *self, uint32_t row_count, struct sk_
         atomic_fetch_add_explicit(&self->memory_bytes, parts[i].region->committed - before,
                                   memory_order_relaxed);
     }
-    if (!sk_generation_commit(self, generation, row_count))
+    if (!sk_generation_commit(self, generation, row_count) ||
+        (self->near.rows.committed > 0 && !sk_near_commit(self, row_count)))
         return sk_fail(d, SK_ERR_NOMEM, "the system has no memory for %u rows", row_count);
     return SK_ERR_OK;
 }
@@ -245,12 +249,14 @@ void sk_links_set(struct sk_index *self, uint32_t row, const uint32_t *rows, uin
     for (uint32_t i = 0; i < old_count; i++)
         if (--*sk_in_degree_of(self, old[i]) == 0 && sk_state(self, old[i]) == SK_ROW_LIVE)
             self->wants_walk = !sk_row_list_push(&self->orphans, old[i]) || self->wants_walk;
+    sk_near_links_changed(self, row);
 }
 
 void sk_links_append(struct sk_index *self, uint32_t row, uint32_t at, uint32_t id)
 {
     (*sk_in_degree_of(self, id))++;
     atomic_store_explicit(&sk_links_of(self, row)[at], id, memory_order_release);
+    sk_near_links_changed(self, row);
 }
 
 /* ---- writing ---- */

@@ -1,6 +1,7 @@
 /* Inside the index library only. How the parts fit:
  *   region.c   arrays at fixed addresses      codes.c   vectors to codes, distances, generations
  *   graph.c    beam search, linking, pruning  search.c  what readers run
+ *   near.c     rows of neighbours' signs      near_walk.c  walks by them (profile speed)
  *   maintain.c tombstones, sweeps, epochs     delta.c   the log of changes
  *   image.c    checkpoints                    check.c   the checker
  * Shared between the writer and readers: row states, links, entries, row_count, the generation
@@ -100,6 +101,19 @@ struct sk_scratch {
     uint32_t keys_capacity;
     struct sk_prepared prepared;
     float *raw;
+    uint8_t *luts; /* near_walk.c; NULL until used */
+};
+
+/* Profile speed: rows of neighbours' signs, see near.h. row_bytes is 0 without. */
+struct sk_near {
+    struct sk_region rows;
+    uint32_t row_bytes, block_count;
+    _Atomic uint32_t row_count; /* that may be read: committed; 0 until the first is made */
+    /* writer */
+    uint32_t cursor; /* rows before it are made whenever their links change */
+    bool is_refused; /* there was no memory for them */
+    float *node, *other;
+    uint8_t *signs, *draft;
 };
 
 struct sk_reader_slot {
@@ -178,6 +192,7 @@ struct sk_index {
     _Atomic uint32_t generation_number;
     _Atomic bool is_sweeping;
     struct sk_reader_slot readers[SK_INDEX_READERS_MAX];
+    struct sk_near near;
 
     /* writer */
     struct sk_region lseqs;      /* uint64_t */
@@ -409,6 +424,21 @@ uint32_t sk_gather(const struct sk_index *self, const struct sk_generation *gene
 void sk_entries_consider(struct sk_index *self, uint32_t row);
 void sk_entries_mend(struct sk_index *self);
 void sk_entries_renew(struct sk_index *self); /* after the centre has moved */
+
+/* ---- near.c ---- */
+bool sk_near_init(struct sk_index *self);
+void sk_near_deinit(struct sk_index *self);
+uint32_t sk_near_row_bytes(const struct sk_index *self); /* of the profile; 0 without rows */
+/* Bytes that committing rows would add; 0 until the first is made. */
+size_t sk_near_growth(const struct sk_index *self, uint32_t row_count);
+bool sk_near_commit(struct sk_index *self, uint32_t row_count);
+void sk_near_links_changed(struct sk_index *self, uint32_t row);
+/* Making rows behind, some at a time. */
+bool sk_near_has_work(const struct sk_index *self);
+void sk_near_slice(struct sk_index *self);
+void sk_near_restart(struct sk_index *self); /* the codes are new */
+/* INTERNAL: a row is not what its links and codes make it. */
+SK_CHECKED enum sk_err sk_near_check(struct sk_index *self, struct sk_diag *d);
 
 /* ---- maintain.c ---- */
 /* Attaches the rows that lost their last in-link just now. */

@@ -211,6 +211,7 @@ static enum sk_err publish_slice(struct sk_index *self, struct sk_diag *d)
         return rc;
     sk_delta_mean(self, self->next->number, self->next->mean);
     publish(self);
+    sk_near_restart(self);
     sk_entries_renew(self);
     enter_stage(self, SK_STAGE_DISCARD);
     return SK_ERR_OK;
@@ -328,6 +329,8 @@ static enum sk_err walk_slice(struct sk_index *self, struct sk_diag *d)
 
 static void start_something(struct sk_index *self, unsigned flags)
 {
+    if (sk_near_has_work(self))
+        sk_near_slice(self);
     const uint64_t dead = atomic_load_explicit(&self->dead_count, memory_order_relaxed);
     const uint64_t live = atomic_load_explicit(&self->live_count, memory_order_relaxed);
     if (sk_mean_wants_renewal(self)) /* seldom; first, because tombstones never cease to come */
@@ -390,7 +393,7 @@ enum sk_err sk_index_step(struct sk_index *self, uint64_t budget_us,
         rc = quantum(self, flags, d);
         if (rc == SK_ERR_OK) /* at once: no search between may miss them */
             rc = sk_attach_orphans(self, d);
-        if (self->stage == SK_STAGE_IDLE && self->orphans.count == 0) {
+        if (self->stage == SK_STAGE_IDLE && self->orphans.count == 0 && !sk_near_has_work(self)) {
             *has_more = false;
             break;
         }

@@ -32,7 +32,7 @@ bool sk_near_init(struct sk_index *self)
     if (!is_profile_on(self))
         return true;
     near->block_count = (self->degree + SK_NEAR_BLOCK - 1) / SK_NEAR_BLOCK;
-    near->row_bytes = near->block_count * sk_near_block_bytes(self);
+    near->row_bytes = sk_near_row_bytes(self);
     near->node = malloc(self->padded * sizeof *near->node);
     near->other = malloc(self->padded * sizeof *near->other);
     near->signs = malloc((size_t)near->block_count * SK_NEAR_BLOCK * self->padded / 8);
@@ -51,6 +51,13 @@ void sk_near_deinit(struct sk_index *self)
     free(near->signs);
     free(near->draft);
     *near = (struct sk_near){.node = NULL};
+}
+
+uint32_t sk_near_row_bytes(const struct sk_index *self)
+{
+    return is_profile_on(self) ? (self->degree + SK_NEAR_BLOCK - 1) / SK_NEAR_BLOCK *
+                                     sk_near_block_bytes(self)
+                               : 0;
 }
 
 size_t sk_near_growth(const struct sk_index *self, uint32_t row_count)

@@ -59,7 +59,7 @@ struct sk_near_walk {
     bool is_truncated; /* the deadline has passed */
 };
 bool sk_near_is_ready(const struct sk_index *self); /* any rows to walk by */
-bool sk_near_fit(struct sk_near_walk *self, const struct sk_index *index, uint32_t k, uint32_t ef);
+bool sk_near_fit(struct sk_near_walk *self, uint32_t k, uint32_t ef); /* false: no memory */
 void sk_near_begin(struct sk_near_walk *self);
 void sk_near_take(struct sk_near_walk *self);
 void sk_near_end(struct sk_near_walk *self);

@@ -10,6 +10,8 @@ enum { DEADLINE_HOPS = 32, RETRIES_MAX = 3, K_MIN = 10 };
  * frontier's length matters only where many are about equally far. With these, ef takes about as much time as
  * in profile balanced. */
 static const float STRETCH_PER_EF = 0.02F;
+/* 4-bit distances are off by about 0.2 |q| |x| / sqrt(n) (1 in 3 more): three times that. */
+static const float SHORT_ERRORS = 0.6F;
 enum { FRONTIER_PER_EF = 2, FRONTIER_MORE = 20 };
 
 static uint32_t rounded(uint32_t count)
@@ -22,8 +24,9 @@ bool sk_near_is_ready(const struct sk_index *self)
     return atomic_load_explicit(&self->near.row_count, memory_order_acquire) > 0;
 }
 
-bool sk_near_fit(struct sk_near_walk *self, const struct sk_index *index, uint32_t k, uint32_t ef)
+bool sk_near_fit(struct sk_near_walk *self, uint32_t k, uint32_t ef)
 {
+    const struct sk_index *index = self->index;
     struct sk_scratch *scratch = self->scratch;
     self->k = k > K_MIN ? k : K_MIN;
     self->frontier_size = rounded(FRONTIER_PER_EF * ef + FRONTIER_MORE);
@@ -267,6 +270,9 @@ void sk_near_take(struct sk_near_walk *self)
     size_t count;
     const float distance =
         sk_distance_short(index, self->generation, &scratch->prepared, row);
+    if (index->params.metric == SK_METRIC_IP) /* so that the stretch is of a length, not of a product */
+        self->offset = scratch->prepared.norm * scratch->prepared.norm +
+                       sk_short_factors_of(self->generation, row)->norm_sq;
     if (sk_state(index, row) == SK_ROW_LIVE) {
         uint64_t key = sk_key(distance, row);
         index->kernels->merge_keys(scratch->beam, self->best_size, &key, 1);
@@ -280,9 +286,16 @@ void sk_near_take(struct sk_near_walk *self)
 void sk_near_end(struct sk_near_walk *self)
 {
     struct sk_scratch *scratch = self->scratch;
-    scratch->beam_count = 0;
-    while (scratch->beam_count < self->best_size &&
-           scratch->beam[scratch->beam_count] != UINT64_MAX)
-        scratch->beam_count++;
+    const uint64_t *best = scratch->beam;
+    uint32_t count = 0;
+    float far = INFINITY; /* those surely not among the k best need no second look */
+    if (best[self->k - 1] != UINT64_MAX)
+        far = sk_key_distance(best[self->k - 1]) +
+              SHORT_ERRORS * scratch->prepared.norm *
+                  sqrtf(sk_short_factors_of(self->generation, sk_key_row(best[self->k - 1]))->norm_sq /
+                        (float)self->index->padded);
+    while (count < self->best_size && best[count] != UINT64_MAX && sk_key_distance(best[count]) <= far)
+        count++;
+    scratch->beam_count = count;
     sk_scratch_unvisit(scratch);
 }

@@ -1,4 +1,5 @@
 /* What readers run: walks and scans (filtered walks: filter.c); no locks, no waiting. */
+#include "actors/shard-worker/index/near.h"
 #include "actors/shard-worker/index/search.h"
 
 #include <math.h>
@@ -233,13 +234,36 @@ enum sk_err sk_search_rank_beam(struct sk_search *s, struct sk_diag *d)
     return SK_ERR_OK;
 }
 
+static enum sk_err walk_near(struct sk_search *s, struct sk_diag *d)
+{
+    struct sk_near_walk walk = {.index = s->index,
+                                .generation = s->generation,
+                                .scratch = s->scratch,
+                                .deadline = s->deadline,
+                                .counters = s->counters};
+    if (!sk_near_fit(&walk, s->query->k, s->ef))
+        return sk_fail(d, SK_ERR_NOMEM, "no memory for a beam of %u", s->ef);
+    for (sk_near_begin(&walk); walk.row != SK_NO_ROW;)
+        sk_near_take(&walk);
+    sk_near_end(&walk);
+    s->counters = walk.counters;
+    s->result->is_truncated = walk.is_truncated;
+    return SK_ERR_OK;
+}
+
 static enum sk_err search_plain(struct sk_search *s, struct sk_diag *d)
 {
     const uint32_t live = atomic_load_explicit(&s->index->live_count, memory_order_relaxed);
     if (!sk_scratch_fit(s->scratch, s->row_count, s->ef, 1))
         return sk_fail(d, SK_ERR_NOMEM, "no memory for a beam of %u", s->ef);
-    sk_beam_search(s->index, s->generation, s->scratch, s->ef, &s->deadline, &s->counters,
-                   &s->result->is_truncated);
+    if (sk_near_is_ready(s->index)) {
+        enum sk_err rc = walk_near(s, d);
+        if (rc != SK_ERR_OK)
+            return rc;
+    } else {
+        sk_beam_search(s->index, s->generation, s->scratch, s->ef, &s->deadline, &s->counters,
+                       &s->result->is_truncated);
+    }
     uint32_t usable = 0;
     for (uint32_t i = 0; i < s->scratch->beam_count; i++)
         usable += sk_state(s->index, sk_key_row(s->scratch->beam[i])) == SK_ROW_LIVE;
