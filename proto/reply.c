@@ -1,6 +1,8 @@
 #include "proto/reply.h"
 #include "common/base/utf8.h"
 
+#include <math.h>
+
 void sk_reply_begin(struct sk_reply_writer *self, struct sk_buffer *to,
                     const struct sk_request_id *id)
 {
@@ -128,6 +130,16 @@ bool sk_map_member_u64(struct sk_span packed_map, const char *key, uint64_t *out
     if (!member(packed_map, key, &value) || value.kind != SK_VALUE_UNSIGNED)
         return false;
     *out = value.u64;
+    return true;
+}
+
+bool sk_map_member_number(struct sk_span packed_map, const char *key, double *out)
+{
+    struct sk_value value;
+    double number;
+    if (!member(packed_map, key, &value) || !sk_value_number(&value, &number) || !isfinite(number))
+        return false;
+    *out = number;
     return true;
 }
 

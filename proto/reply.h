@@ -39,6 +39,7 @@ SK_CHECKED enum sk_err sk_reply_decode(struct sk_reply *out, struct sk_span fram
 bool sk_map_member(struct sk_span packed_map, const char *key, struct sk_span *out);
 /* The same, read; false when missing or of another kind. */
 bool sk_map_member_u64(struct sk_span packed_map, const char *key, uint64_t *out);
+bool sk_map_member_number(struct sk_span packed_map, const char *key, double *out); /* finite */
 bool sk_map_member_text(struct sk_span packed_map, const char *key, struct sk_span *out);
 bool sk_map_member_bool(struct sk_span packed_map, const char *key, bool *out);
 bool sk_map_member_list(struct sk_span packed_map, const char *key, struct sk_list *out);

@@ -127,6 +127,34 @@ static void put_indexes(struct sk_buffer *to, const struct stats *stats)
     }
 }
 
+/* Only where searches ask for a recall: others are not held against exact answers. */
+static void put_recall(struct sk_buffer *to, const struct stats *stats)
+{
+    static const char *const names[] = {"skerry_index_recall", "skerry_index_recall_target"};
+    for (unsigned m = 0; m < SK_COUNT_OF(names); m++) {
+        bool has_head = false;
+        for (uint32_t i = 0; i < stats->collection_count; i++) {
+            const struct stats_collection *collection = &stats->collections[i];
+            for (uint32_t k = 0; k < collection->index_count; k++) {
+                const struct stats_index *index = &collection->indexes[k];
+                const struct sk_label labels[] = {
+                    {"collection", collection->name},
+                    {"vector", index->vector.size > 0 ? index->vector : sk_span_text("default")}};
+                if (!index->has_recall)
+                    continue;
+                if (!has_head)
+                    sk_text_head(to, names[m], "gauge",
+                                 m == 0 ? "Share of the true nearest that searches with a recall "
+                                          "target found, measured against exact answers."
+                                        : "The recall that searches asked for last.");
+                has_head = true;
+                sk_text_f64(to, names[m], "", labels, 2,
+                            m == 0 ? index->recall : index->recall_target);
+            }
+        }
+    }
+}
+
 static void put_processes(struct sk_buffer *to, const struct stats *stats)
 {
     static const struct {
@@ -187,6 +215,7 @@ enum sk_err sk_gateway_render(struct sk_buffer *out, struct sk_span stats_reply,
     put_plain(out, "skerry_writes_queued", "Writes that wait for their commit.", stats->writes_queued);
     put_collections(out, stats);
     put_indexes(out, stats);
+    put_recall(out, stats);
     put_processes(out, stats);
     put_wakeup(out, stats);
     stats_free(&stats);

@@ -116,6 +116,11 @@ static uint64_t state_of(struct sk_span name)
     return sk_span_is(name, names[state]) ? state : 0;
 }
 
+static bool is_share(struct sk_span map, const char *key, double *out)
+{
+    return sk_map_member_number(map, key, out) && *out >= 0 && *out <= 1;
+}
+
 static void read_indexes(struct stats_collection *to, struct sk_span packed)
 {
     struct sk_list list;
@@ -130,6 +135,10 @@ static void read_indexes(struct stats_collection *to, struct sk_span packed)
                                     .state = state_of(text(member, "state")),
                                     .done = number(member, "done"),
                                     .total = number(member, "total")};
+        struct sk_span recall;
+        index.has_recall = sk_map_member(member, "recall", &recall) &&
+                           is_share(recall, "measured", &index.recall) &&
+                           is_share(recall, "target", &index.recall_target);
         bool is_known = index.vector.size > SK_NAME_BYTES_MAX;
         for (uint32_t k = 0; k < to->index_count && !is_known; k++)
             is_known = sk_span_equals(to->indexes[k].vector, index.vector);

@@ -21,8 +21,10 @@ struct stats_histogram {
 
 struct stats_index {
     struct sk_span vector; /* "" for the one without a name */
-    uint64_t state;        /* 0 flat, 1 loading, 2 building, 3 ready */
+    uint64_t state;        /* 0 flat, 1 loading, 2 building, 3 ready, 4 altering */
     uint64_t done, total;
+    bool has_recall; /* of searches with a recall target, held against exact answers */
+    double recall, recall_target;
 };
 
 struct stats_collection {

@@ -14,6 +14,8 @@ struct index_sum {
     uint64_t done, total, rows;
     unsigned state; /* the worst, in state_names */
     struct sk_span note;
+    double target, found, ef; /* found and ef: sums over the queries */
+    uint64_t queries;         /* whose recall was measured */
 };
 
 struct sums {
@@ -27,6 +29,23 @@ static uint64_t number_of(struct sk_span map, const char *key)
     uint64_t value = 0;
     (void)sk_map_member_u64(map, key, &value);
     return value;
+}
+
+/* What searches with a recall target have reached, the shards weighed by their queries. */
+static void sums_add_recall(struct index_sum *sum, struct sk_span packed)
+{
+    struct sk_span recall;
+    double target = 0, measured = 0, ef = 0;
+    if (!sk_map_member(packed, "recall", &recall) ||
+        !sk_map_member_number(recall, "target", &target) ||
+        !sk_map_member_number(recall, "measured", &measured) ||
+        !sk_map_member_number(recall, "ef_mean", &ef))
+        return;
+    double queries = (double)number_of(recall, "queries");
+    sum->target = target > sum->target ? target : sum->target;
+    sum->found += measured * queries;
+    sum->ef += ef * queries;
+    sum->queries += number_of(recall, "queries");
 }
 
 static void sums_add_index(struct sums *sums, struct sk_span packed)
@@ -46,6 +65,7 @@ static void sums_add_index(struct sums *sums, struct sk_span packed)
         sum->done += number_of(packed, "done");
         sum->total += number_of(packed, "total");
         sum->rows += number_of(packed, "rows");
+        sums_add_recall(sum, packed);
         if (sum->note.size == 0)
             (void)sk_map_member_text(packed, "note", &sum->note);
         return;
@@ -87,13 +107,26 @@ static void put_word(struct sk_buffer *to, const char *key, const char *value)
     sk_put_text(to, value);
 }
 
+static void put_recall(struct sk_buffer *to, const struct index_sum *sum)
+{
+    sk_put_text(to, "recall");
+    sk_put_map(to, 4);
+    sk_put_text(to, "target");
+    sk_put_f64(to, sum->target);
+    sk_put_text(to, "measured");
+    sk_put_f64(to, sum->found / (double)sum->queries);
+    sk_put_text(to, "ef_mean");
+    sk_put_f64(to, sum->ef / (double)sum->queries);
+    put_number(to, "queries", sum->queries);
+}
+
 static void put_indexes(struct sk_buffer *to, const struct sums *sums)
 {
     const struct sk_schema *schema = sums->schema;
     sk_put_array(to, schema->vector_count);
     for (uint32_t f = 0; f < schema->vector_count; f++) {
         const struct index_sum *sum = &sums->indexes[f];
-        sk_put_map(to, 7);
+        sk_put_map(to, 7 + (sum->queries != 0));
         put_word(to, "vector", schema->vectors[f].name);
         put_word(to, "type", sk_schema_index_name(schema->vectors[f].index));
         put_word(to, "state", state_names[sum->state]);
@@ -102,6 +135,8 @@ static void put_indexes(struct sk_buffer *to, const struct sums *sums)
         put_number(to, "rows", sum->rows);
         sk_put_text(to, "note");
         sk_put_text_of(to, sum->note.bytes != NULL ? sum->note : sk_span_text(""));
+        if (sum->queries != 0)
+            put_recall(to, sum);
     }
 }
 

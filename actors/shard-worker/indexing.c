@@ -16,6 +16,7 @@ enum {
     SAVE_BYTES = 8 * 1024 * 1024,
     BIRTHS_AT_ONCE = 256,
     STEP_REST_US = 2000,
+    RECALL_EVERY_US = 1000 * 1000,
 };
 
 /* ---- where vectors and liveness come from (writer lane, inside a read of writer_reader) ---- */
@@ -91,6 +92,7 @@ static struct sk_index *take_away(struct field *field, const char *why)
     sk_buffer_clear(&field->unsaved);
     atomic_store_explicit(&field->index_bytes, 0, memory_order_relaxed);
     atomic_store_explicit(&field->index_rows, 0, memory_order_relaxed);
+    atomic_store_explicit(&field->recall_samples, 0, memory_order_relaxed);
     return index;
 }
 
@@ -340,6 +342,10 @@ static void show(struct field *field, enum sk_err rc)
     } else if (field->is_altering) {
         stats.rows = 0;
     }
+    atomic_store_explicit(&field->recall_target, stats.recall_target, memory_order_relaxed);
+    atomic_store_explicit(&field->recall_measured, stats.recall_measured, memory_order_relaxed);
+    atomic_store_explicit(&field->recall_ef_mean, stats.recall_ef_mean, memory_order_relaxed);
+    atomic_store_explicit(&field->recall_samples, stats.recall_samples, memory_order_relaxed);
     atomic_store_explicit(&field->index_bytes, bytes, memory_order_relaxed);
     atomic_store_explicit(&field->index_rows, stats.rows, memory_order_relaxed);
     if (rc == SK_ERR_NOMEM)
@@ -435,6 +441,20 @@ void turn_index(struct sk_job *job)
 
 /* ---- what wants to be done (core) ---- */
 
+static bool is_recall_due(const struct field *field, uint64_t now)
+{
+    return field->is_recall_asked && now >= field->recall_due_us;
+}
+
+void indexing_recall_asked(struct shard *shard)
+{
+    for (unsigned f = 0; f < shard->field_count; f++) {
+        struct field *field = &shard->fields[f];
+        field->is_recall_asked = true;
+        shard->worker->turn_us = sooner(shard->worker->turn_us, field->recall_due_us);
+    }
+}
+
 static bool wants_slice(const struct field *field, uint64_t now, bool is_stopping)
 {
     switch (field->state) {
@@ -442,7 +462,7 @@ static bool wants_slice(const struct field *field, uint64_t now, bool is_stoppin
     case FIELD_BUILDING:
         return !is_stopping;
     case FIELD_READY:
-        return (!is_stopping && (field->is_altering ||
+        return (!is_stopping && (field->is_altering || is_recall_due(field, now) ||
                                  (field->has_more && now >= field->step_rest_us) ||
                                  sk_pending_count(&field->pending) != 0 ||
                                  (field->has_dead && is_idle(field, now)))) ||
@@ -482,6 +502,10 @@ enum turn indexing_turn(struct shard *shard, uint64_t now, struct field **out)
         unsigned f = (shard->field_turn + i) % shard->field_count;
         if (wants_slice(&shard->fields[f], now, is_stopping)) {
             shard->field_turn = f + 1;
+            if (is_recall_due(&shard->fields[f], now)) {
+                shard->fields[f].is_recall_asked = false;
+                shard->fields[f].recall_due_us = now + RECALL_EVERY_US;
+            }
             *out = &shard->fields[f];
             return TURN_INDEX;
         }
@@ -502,6 +526,8 @@ uint64_t indexing_next_us(const struct shard *shard, uint64_t now)
         const struct field *field = &shard->fields[f];
         if (wants_slice(field, now, false))
             next = now;
+        else if (field->state == FIELD_READY && field->is_recall_asked)
+            next = sooner(next, field->recall_due_us);
         else if (field->state == FIELD_READY && field->has_more)
             next = sooner(next, field->step_rest_us);
         else if (wants_slice(field, UINT64_MAX / 2, false))

@@ -124,6 +124,10 @@ struct field {
     _Atomic uint32_t state_seen;      /* enum field_state, for stats */
     _Atomic uint64_t index_bytes;     /* memory of the index, for stats */
     _Atomic uint64_t index_rows;
+    bool is_recall_asked;   /* core: searches had a recall target since the last slice */
+    uint64_t recall_due_us; /* core: no slice for their sake before */
+    _Atomic uint32_t recall_samples; /* for stats, as the index says; 0: not measured */
+    _Atomic float recall_target, recall_measured, recall_ef_mean;
     char note[160];                   /* writer: why it was rebuilt, "" when it was not */
     char note_seen[160];              /* core's copy */
 };
@@ -381,6 +385,8 @@ enum turn indexing_turn(struct shard *shard, uint64_t now, struct field **field)
 uint64_t indexing_next_us(const struct shard *shard, uint64_t now);
 void turn_index(struct sk_job *job);
 bool shard_is_indexed(const struct shard *shard);
+/* A search with a recall target has ended: the index holds some against exact answers in its steps. Core. */
+void indexing_recall_asked(struct shard *shard);
 /* The field is served by scans from now on; its index goes. */
 void field_give_up(struct writer *writer, struct field *field, const char *why);
 /* Loaded again, as the altered schema says: from the checkpoint and the stored deltas. Core, nothing of

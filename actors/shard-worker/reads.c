@@ -155,6 +155,8 @@ void reads_on_done(struct reader *reader)
     reader->request = NULL;
     if (request->decoded.op == SK_OP_SEARCH)
         self->status.searches++;
+    if (sk_request_has(&request->decoded, SK_FIELD_recall))
+        indexing_recall_asked(shard);
     if (reader->code != SK_ERR_OK)
         answer_error(self, request, reader->code, &reader->diag);
     else

@@ -30,6 +30,27 @@ static void put_string(struct sk_reply_writer *map, const char *key, const char 
     sk_put_text(map->to, value);
 }
 
+static void put_float(struct sk_reply_writer *map, const char *key, const _Atomic float *at)
+{
+    sk_reply_key(map, key);
+    sk_put_f64(map->to, (double)atomic_load_explicit(at, memory_order_relaxed));
+}
+
+/* What searches with a recall target have reached; nothing before it was measured. */
+static void put_recall(const struct field *field, struct sk_reply_writer *map)
+{
+    uint32_t samples = atomic_load_explicit(&field->recall_samples, memory_order_relaxed);
+    if (samples == 0)
+        return;
+    sk_reply_key(map, "recall");
+    struct sk_reply_writer recall = map_begin(map->to);
+    put_float(&recall, "target", &field->recall_target);
+    put_float(&recall, "measured", &field->recall_measured);
+    put_float(&recall, "ef_mean", &field->recall_ef_mean);
+    put_number(&recall, "queries", samples);
+    sk_reply_end(&recall);
+}
+
 static uint32_t pending_of(const struct shard *shard)
 {
     uint32_t rows = 0;
@@ -51,6 +72,7 @@ static void put_index(const struct field *field, struct sk_buffer *to)
     put_number(&map, "total", records);
     put_number(&map, "rows", rows);
     put_string(&map, "note", field->note_seen);
+    put_recall(field, &map);
     sk_reply_end(&map);
 }
 

@@ -48,7 +48,7 @@ static void put_latency(struct sk_buffer *to, const char *op, const uint64_t *bo
     put_numbers(to, "counts", counts, count_count);
 }
 
-static void put_collection(struct sk_buffer *to, const char *name, const char *vector)
+static void put_collection(struct sk_buffer *to, const char *name, const char *vector, double recall)
 {
     sk_put_map(to, 6);
     put_text(to, "name", name);
@@ -58,12 +58,21 @@ static void put_collection(struct sk_buffer *to, const char *name, const char *v
     put_number(to, "pending_rows", 17);
     sk_put_text(to, "indexes");
     sk_put_array(to, 1);
-    sk_put_map(to, 5);
+    sk_put_map(to, 6);
     put_text(to, "vector", vector);
     put_text(to, "type", "hnsw");
     put_text(to, "state", "building");
     put_number(to, "done", 25);
     put_number(to, "total", 100);
+    sk_put_text(to, "recall");
+    sk_put_map(to, 4);
+    sk_put_text(to, "target");
+    sk_put_f64(to, 0.9375);
+    sk_put_text(to, "measured");
+    sk_put_f64(to, recall);
+    sk_put_text(to, "ef_mean");
+    sk_put_f64(to, 40);
+    put_number(to, "queries", 100);
 }
 
 static void put_process(struct sk_buffer *to, const char *name, uint64_t number, const char *state)
@@ -114,10 +123,10 @@ static void put_stats(struct sk_buffer *to, const char *collection, const char *
     put_text(to, "state", "held");
     sk_reply_key(&reply, "collections");
     sk_put_array(to, 4);
-    put_collection(to, collection, vector);
-    put_collection(to, collection, vector); /* again */
-    put_collection(to, "zoo", "");
-    put_collection(to, "not a name\"", "");
+    put_collection(to, collection, vector, 0.96875);
+    put_collection(to, collection, vector, 0.5); /* again */
+    put_collection(to, "zoo", "", 1.5); /* not a share */
+    put_collection(to, "not a name\"", "", 1);
     sk_reply_key(&reply, "processes");
     sk_put_array(to, 4);
     put_process(to, "router", 0, "running");
@@ -181,6 +190,9 @@ static void every_metric_of_the_surface_is_there(void **state)
     has_line(text, "skerry_pending_rows{collection=\"docs\"} 17");
     has_line(text, "skerry_index_state{collection=\"docs\",index=\"default\"} 2");
     has_line(text, "skerry_index_progress_ratio{collection=\"docs\",index=\"default\"} 0.25");
+    has_line(text, "skerry_index_recall{collection=\"docs\",vector=\"default\"} 0.96875");
+    has_line(text, "skerry_index_recall_target{collection=\"docs\",vector=\"default\"} 0.9375");
+    assert_int_equal(count_of(text, "skerry_index_recall{"), 1);
     has_line(text, "skerry_process_up{process=\"router\"} 1");
     has_line(text, "skerry_process_up{process=\"shard-worker-1\"} 0");
     has_line(text, "skerry_process_resident_bytes{process=\"shard-worker-0\"} 12345678");
@@ -333,7 +345,7 @@ static void more_than_there_can_be_is_left_out(void **state)
     sk_put_array(&reply, MANY);
     for (unsigned i = 0; i < MANY; i++) {
         (void)snprintf(name, sizeof name, "c%04u", i);
-        put_collection(&reply, name, "");
+        put_collection(&reply, name, "", 1);
     }
     sk_reply_key(&writer, "processes");
     sk_put_array(&reply, MANY);

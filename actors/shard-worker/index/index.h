@@ -283,6 +283,10 @@ struct sk_index_stats {
     uint32_t row_bytes;  /* memory for one row */
     bool is_flat;        /* answers by complete scan now */
     bool is_sweeping;    /* maintenance is under way */
+    /* Searches with a recall target, at the target asked for last: the share of true neighbours that
+     * sampled searches (recall_samples of them) found, and the mean size of their beams. 0: none yet. */
+    float recall_target, recall_measured, recall_ef_mean;
+    uint32_t recall_samples;
     const char *isa;
 };
 void sk_index_get_stats(const struct sk_index *self, struct sk_index_stats *out);
