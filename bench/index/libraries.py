@@ -24,8 +24,8 @@ class Library:
     package = module = None     # of PyPI, and what is imported
 
     def usable(self, k):
-        """Numbers of the params that can give k (a beam must be as wide)."""
-        return [i for i, param in enumerate(self.params) if not isinstance(param, int) or param >= k]
+        """Numbers of the params that can give k (a beam must be as wide), in lines from fast to thorough."""
+        return [[i for i, param in enumerate(self.params) if not isinstance(param, int) or param >= k]]
 
     def memory_bytes(self):
         return None             # what the process has grown by
@@ -144,18 +144,24 @@ class FaissHnswSq8(Faiss):
     params = tuple({"efSearch": ef} for ef in BEAMS)
 
     def usable(self, k):
-        return [i for i, param in enumerate(self.params) if param["efSearch"] >= k]
+        return [[i for i, param in enumerate(self.params) if param["efSearch"] >= k]]
 
 
-class FaissIvfPqFs(Faiss):
-    description = "IVF{lists},PQ{half}x4fs,RFlat"
+class FaissGrid(Faiss):
     is_grid = True
+
+    def usable(self, k):
+        factors = sorted({param["k_factor_rf"] for param in self.params})
+        return [[i for i, param in enumerate(self.params) if param["k_factor_rf"] == factor] for factor in factors]
+
+
+class FaissIvfPqFs(FaissGrid):
+    description = "IVF{lists},PQ{half}x4fs,RFlat"
     params = tuple({"nprobe": n, "k_factor_rf": r} for r in (4, 8, 16) for n in (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024))
 
 
-class FaissIvfRabitq(Faiss):
+class FaissIvfRabitq(FaissGrid):
     description = "IVF{lists},RaBitQfs,RFlat"
-    is_grid = True
     params = tuple({"nprobe": n, "k_factor_rf": r} for r in (8, 16) for n in (16, 32, 48, 64, 96, 128, 192, 256))
 
 
@@ -291,7 +297,7 @@ class SkerryIvfFlat(Skerry):
     names, params = "nprobe", PROBES
 
     def usable(self, k):
-        return list(range(len(self.params)))
+        return [list(range(len(self.params)))]
 
 
 class SkerryIvfPq(SkerryIvfFlat):

@@ -1,7 +1,7 @@
 """One set: every library built and swept over its parameters, then timed in turn, round after round.
 
-Parameters are chosen on one half of the queries; recall is reported of the other. QPS at exactly a recall is
-interpolated (stats.at_recall), so that equal recall is compared; a ratio is the median of the rounds' ratios.
+Parameters are chosen on one half of the queries; recall and QPS are those of the other. QPS at exactly a recall
+is interpolated (stats.at_recall), so that equal recall is compared; a ratio is the median of the rounds' ratios.
 """
 
 import os
@@ -14,6 +14,7 @@ from stats import around, at_recall, frontier, ratio
 
 WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker.py")
 RECALLS = (0.90, 0.95, 0.99)
+HUNDRED_ROUNDS = 3                  # of k = 100, which is no figure
 LOWEST, ENOUGH = 0.80, 0.998        # of recall: nothing below is timed, nothing more thorough is tried
 ALONE = OURS + ("hnswlib", "symqg")     # their building time is a figure: nothing else runs beside it
 
@@ -46,26 +47,36 @@ class Swept:
             os.sched_setaffinity(int(thread), {core})
 
     def sweep(self, kind):
+        """Lines of parameters, each from fast to thorough; a line ends where more gains nothing."""
         points = []
-        for param in self.ask(f"params {kind}")["params"]:
-            found = self.ask(f"sweep {kind} {param}")
-            self.highest[kind] = max(self.highest.get(kind, 0), found["recall"])
-            if found["tune"] >= LOWEST:
-                points.append((found["tune"], found["qps"], param))
-                self.facts[kind, param] = found
-            if found["tune"] >= ENOUGH and not self.built["is_grid"]:
-                break
-        self.frontier[kind] = frontier(points)
+        for line in self.ask(f"params {kind}")["lines"]:
+            before = 0
+            for param in line:
+                found = self.ask(f"sweep {kind} {param}")
+                self.highest[kind] = max(self.highest.get(kind, 0), found["recall"])
+                if found["tune"] >= LOWEST:
+                    points.append((found["tune"], found["qps"], param))
+                    self.facts[kind, param] = found
+                if found["tune"] >= ENOUGH or (self.built["is_grid"] and found["tune"] >= LOWEST and found["tune"] - before < 0.0005):
+                    break
+                before = found["tune"]
+        # Which parameters of a grid are worth it is said by the half that tunes, and a beam always is.
+        self.frontier[kind] = frontier(points) if self.built["is_grid"] else sorted(points)
 
     def wanted(self, kind):
-        targets = (0.95,) if "@" in kind else RECALLS
-        return sorted({p for target in targets for p in around(self.frontier[kind], target, 2 if target > 0.9 else 1)})
+        """The parameters around each recall of the half that reports."""
+        targets = (0.95,) if "@" in kind else (0.90, 0.95) if self.set_name.startswith("uniform") else RECALLS
+        points = sorted((self.facts[kind, param]["recall"], 0, param) for _, _, param in self.frontier[kind])
+        return sorted({p for target in targets for p in around(points, target, 2 if target > 0.9 and "@" not in kind else 1)})
 
     def round(self, kind):
+        if "@" in kind and self.rounds(kind) >= HUNDRED_ROUNDS:
+            return
         for param in self.wanted(kind):
             self.times.setdefault((kind, param), []).append(self.ask(f"time {kind} {param}")["qps"])
         if "@" not in kind:
-            for param in around(self.frontier[kind], 0.95, 1):
+            points = sorted((self.facts[kind, param]["recall"], 0, param) for _, _, param in self.frontier[kind])
+            for param in around(points, 0.95, 1):
                 self.singles.setdefault((kind, param), []).append(self.ask(f"single {kind} {param}"))
 
     def rounds(self, kind):
@@ -148,7 +159,7 @@ def finish(name, swept, refused):
 def measure(data, set_name, names, rounds, may_keep, refused, on_round=lambda swept: None):
     """Builds, sweeps and times; what fails on the way is left out and named in refused. -> {name: Swept}"""
     swept = build(names, set_name, may_keep, refused)
-    kinds = [*data.queries, "in@100"] if len(data.base) > 1000 else list(data.queries)
+    kinds = [*data.queries, *(["in@100"] if set_name.startswith("wordnet") else [])]
 
     def without(name, error):
         refused[name] = str(error)

@@ -3,10 +3,11 @@
     worker.py NAME SET           then, one command a line, one line of JSON each ({"error"}: why not):
     build [KEEP]            {"cpu_s", "mb", ...}: CPU seconds of one thread to the index that is searched, memory
                             it took; KEEP 1: a peer's index may come from (and goes to) the folder of built ones
-    params KIND             {"params"}: numbers of the params that can be used; KIND is a kind of queries, or KIND@K
+    params KIND             {"lines"}: numbers of the params that can be used, in lines from fast to thorough; KIND is
+                            a kind of queries, or KIND@K
     sweep KIND PARAM        {"tune", "recall", "p5", "qps"}: all queries once; recall of the half that tunes
                             and of the half that reports
-    time KIND PARAM         {"qps"}: all queries, over and over for a tenth of a second
+    time KIND PARAM         {"qps"}: the half that reports, over and over for a tenth of a second
     single KIND PARAM       {"p50_us", "p99_us"}: queries one at a time
     filtered COLUMN SHARE EF    (ours) {"recall", "p50_us", "p99_us", "share"}: queries of one at a time, the
                             bitmap made of the column within the time
@@ -109,7 +110,7 @@ class Worker:
         self.library.set({name: float(value)} if value else self.library.params[int(param)])
 
     def params(self, kind):
-        return {"params": self.library.usable(self.asked(kind)[2])}
+        return {"lines": self.library.usable(self.asked(kind)[2])}
 
     def sweep(self, kind, param):
         queries, truth, k = self.asked(kind)
@@ -124,6 +125,7 @@ class Worker:
 
     def time(self, kind, param):
         queries, _, k = self.asked(kind)
+        queries = numpy.ascontiguousarray(queries[1::2])
         self.set(param)
         count, began = 0, time.perf_counter()
         while count == 0 or time.perf_counter() - began < 0.1:
@@ -135,7 +137,7 @@ class Worker:
         queries, _, k = self.asked(kind)
         self.set(param)
         taken = []
-        for at in range(0, len(queries), 2):
+        for at in range(1, len(queries), 2):
             start = time.perf_counter_ns()
             self.library.search(queries[at:at + 1], k)
             taken.append((time.perf_counter_ns() - start) / 1e3)
