@@ -216,7 +216,8 @@ def wordnet_figures(results, swept):
         if ours and hnswlib:
             results.add(f"{name}_ram_over_hnswlib", "wordnet", [ours.built["mb"] / hnswlib.built["mb"]],
                         f"{ours.built['mb']:.1f} (its own account {ours.built['own_mb']:.1f}, its process grew by "
-                        f"{ours.built['grown_mb']:.1f}) / {hnswlib.built['mb']:.1f} MB (its process grew by)")
+                        f"{ours.built['grown_mb']:.1f}) / {hnswlib.built['mb']:.1f} MB (its process grew by); ids are row numbers, any "
+                        f"others add {ours.built['ids_mb']:.1f} MB")
     graphs = [library for library in (speed, balanced, memory) if library]
     for name, peer in (("build_over_hnswlib", hnswlib), ("build_over_symqg", symqg)):
         if graphs and peer:

@@ -74,6 +74,8 @@ class Worker:
             facts = {"cpu_s": spent, "mb": max(grown, own or 0) / 1e6, "grown_mb": grown / 1e6,
                      "own_mb": own / 1e6 if own is not None else None, "machine": boot(),
                      "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "is_kept": False}
+            if self.is_ours:
+                facts["ids_mb"] = self.library.ids_bytes(len(base)) / 1e6
             if path:
                 self.library.save(path)
                 with open(path + ".json", "w") as file:
