@@ -120,16 +120,16 @@ static void write_step(struct world *w, struct writing *writing, unsigned step)
         w->index, writing->free_rows + writing->free_count, ROWS - writing->free_count);
 }
 
-static void readers_and_the_writer_do_not_meet(void **state)
+static void readers_and_the_writer_do_not_meet(enum sk_index_profile profile)
 {
     struct world world, *w = &world;
-    const struct sk_index_params params = world_params(SK_INDEX_HNSW, SK_METRIC_L2, DIM);
+    struct sk_index_params params = world_params(SK_INDEX_HNSW, SK_METRIC_L2, DIM);
     struct writing writing = {.in_use = 0};
     pthread_t threads[READERS];
     struct reading readings[READERS];
     struct sk_index_stats stats;
     atomic_bool is_over = false;
-    (void)state;
+    params.profile = profile;
     world_init(w, &params, ROWS);
     for (uint32_t row = ROWS; row-- > 0;)
         writing.free_rows[writing.free_count++] = row;
@@ -156,8 +156,23 @@ static void readers_and_the_writer_do_not_meet(void **state)
     world_deinit(w);
 }
 
+static void readers_walk_by_codes_while_the_writer_writes(void **state)
+{
+    (void)state;
+    readers_and_the_writer_do_not_meet(SK_INDEX_BALANCED);
+}
+
+static void readers_walk_by_neighbour_rows_while_the_writer_writes(void **state)
+{
+    (void)state;
+    readers_and_the_writer_do_not_meet(SK_INDEX_SPEED);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(readers_and_the_writer_do_not_meet)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(readers_walk_by_codes_while_the_writer_writes),
+        cmocka_unit_test(readers_walk_by_neighbour_rows_while_the_writer_writes),
+    };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
