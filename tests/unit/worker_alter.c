@@ -1,6 +1,6 @@
 /* links: sk_worker sk_store sk_index sk_proto sk_kernels Threads::Threads */
 /* An index that is altered while the shard is read and written. */
-#include "tests/unit/worker_world.h"
+#include "tests/unit/worker_requests.h"
 
 /* Found of the true ten, over some queries. */
 static double recall(struct world *w, bool *was_exact)
@@ -225,6 +225,42 @@ static void altering_again_begins_again(void **unused)
     world_free(w);
 }
 
+/* Codes and rows of a profile come from the image of any other: nothing is built again. */
+static void a_profile_changes_in_place(void **unused)
+{
+    (void)unused;
+    static const enum sk_schema_profile profiles[] = {SK_SCHEMA_SPEED,    SK_SCHEMA_MEMORY,
+                                                      SK_SCHEMA_BALANCED, SK_SCHEMA_MEMORY,
+                                                      SK_SCHEMA_SPEED,    SK_SCHEMA_BALANCED};
+    struct sk_schema *schema;
+    struct world *w = filled_world(&schema);
+    bool was_exact;
+    for (size_t i = 0; i < SK_COUNT_OF(profiles); i++) {
+        char note[160];
+        upsert(w, 0, 3000 + i * 50, 50, 1); /* in deltas or pending, not in the image */
+        uint64_t dead = i;
+        ask_ok(w, with_ids("delete", 0, &dead, 1));
+        if (i % 2 == 0)
+            pass(w, 20000000);
+        schema->vectors[0].profile = profiles[i];
+        alter(w, schema);
+        wait_indexed(w, 0);
+        assert_state(w, "ready");
+        index_text_of(w, 0, "note", note, sizeof note);
+        assert_string_equal(note, "");
+        assert_true(recall(w, &was_exact) >= 0.8);
+        assert_false(was_exact);
+        check(w);
+        if (i == 3) {
+            crash(w);
+            start(w);
+            wait_indexed(w, 0);
+            check(w);
+        }
+    }
+    world_free(w);
+}
+
 /* Both do not fit into the budget: the one before goes, searches are scans until the heir is whole. */
 static void a_budget_holds_for_both_together(void **unused)
 {
@@ -266,6 +302,7 @@ int main(void)
         cmocka_unit_test(a_crash_in_the_middle_begins_again_behind_scans),
         cmocka_unit_test(an_index_may_become_flat_and_a_graph_again),
         cmocka_unit_test(altering_again_begins_again),
+        cmocka_unit_test(a_profile_changes_in_place),
         cmocka_unit_test(a_budget_holds_for_both_together),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

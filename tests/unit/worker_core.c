@@ -1,6 +1,6 @@
 /* links: sk_worker sk_store sk_index sk_proto sk_kernels Threads::Threads */
 /* Requests in, replies out: what a shard answers, and what it refuses. */
-#include "tests/unit/worker_world.h"
+#include "tests/unit/worker_requests.h"
 
 static void records_are_written_found_and_deleted(void **unused)
 {

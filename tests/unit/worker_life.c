@@ -1,6 +1,6 @@
 /* links: sk_worker sk_store sk_index sk_proto sk_kernels Threads::Threads */
 /* A shard over its life: stops, crashes, damage, changes of the schema and the map, administration. */
-#include "tests/unit/worker_world.h"
+#include "tests/unit/worker_requests.h"
 
 /* Share of the true ten that the graph finds. */
 static double recall(struct world *w, uint64_t salt, unsigned rounds)

@@ -1,7 +1,7 @@
 /* links: sk_worker sk_store sk_index sk_proto sk_kernels Threads::Threads */
 /* The same core with real lanes: searches on threads of their own while one thread writes, links,
  * sweeps and saves. Meant for TSan; what it asserts holds everywhere. */
-#include "tests/unit/worker_world.h"
+#include "tests/unit/worker_requests.h"
 
 enum { ROWS = 5200, ROUNDS = 150 };
 
