@@ -252,6 +252,45 @@ static void dots_u4_s8(const uint8_t *codes, const uint32_t *rows, size_t count,
     }
 }
 
+/* Bit k of the 32 becomes byte k of a mask. */
+static __m256i bits_to_bytes(uint32_t bits)
+{
+    const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2,
+                                            2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201U);
+    __m256i at = _mm256_shuffle_epi8(_mm256_set1_epi32((int)bits), spread);
+    return _mm256_cmpeq_epi8(_mm256_and_si256(at, bit), bit);
+}
+
+/* An int16 lane holds 129 sums of two elements (129 x 2 x 127 = 32,766): widened every 64. */
+static int32_t dot_u1_s8(const uint8_t *bits, const int8_t *b, size_t n)
+{
+    const __m256i one_u8 = _mm256_set1_epi8(1), one_s16 = _mm256_set1_epi16(1);
+    __m256i sum = _mm256_setzero_si256();
+    while (n > 0) {
+        __m256i narrow = _mm256_setzero_si256();
+        const size_t run = n < 2048 ? n : 2048;
+        for (size_t i = 0; i < run; i += 32) {
+            uint32_t word;
+            memcpy(&word, bits + i / 8, sizeof word);
+            __m256i chosen = _mm256_and_si256(bits_to_bytes(word), load(b + i));
+            narrow = _mm256_add_epi16(narrow, _mm256_maddubs_epi16(one_u8, chosen));
+        }
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(narrow, one_s16));
+        bits += run / 8;
+        b += run;
+        n -= run;
+    }
+    return reduce_s32(sum);
+}
+
+static void dots_u1_s8(const uint8_t *bits, size_t stride, const uint32_t *rows, size_t count,
+                       const int8_t *b, size_t n, int32_t *out)
+{
+    for (size_t i = 0; i < count; i++)
+        out[i] = dot_u1_s8(bits + rows[i] * stride, b, n);
+}
+
 /* Distances 1, 2 and 4 inside one register. */
 static __m256 fht8(__m256 x)
 {
@@ -429,6 +468,7 @@ const struct sk_kernels sk_kernels_avx2 = {
     .dot_s16_s8 = dot_s16_s8,
     .dot_u4_s8 = dot_u4_s8,
     .dots_u4_s8 = dots_u4_s8,
+    .dots_u1_s8 = dots_u1_s8,
     .fht_f32 = fht_f32,
     .max_abs_f32 = max_abs_f32,
     .scale_f32 = scale_f32,

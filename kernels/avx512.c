@@ -182,6 +182,28 @@ static void dots_u4_s8(const uint8_t *codes, const uint32_t *rows, size_t count,
     }
 }
 
+static void dots_u1_s8(const uint8_t *bits, size_t stride, const uint32_t *rows, size_t count,
+                       const int8_t *b, size_t n, int32_t *out)
+{
+    const __m512i one = _mm512_set1_epi8(1);
+    for (size_t i = 0; i < count; i++) {
+        const uint8_t *row = bits + rows[i] * stride;
+        __m512i sum0 = _mm512_setzero_si512(), sum1 = _mm512_setzero_si512();
+        uint64_t words[2];
+        size_t j = 0;
+        for (; j + 128 <= n; j += 128) {
+            memcpy(words, row + j / 8, sizeof words);
+            sum0 = _mm512_dpbusd_epi32(sum0, one, _mm512_maskz_loadu_epi8(words[0], b + j));
+            sum1 = _mm512_dpbusd_epi32(sum1, one, _mm512_maskz_loadu_epi8(words[1], b + j + 64));
+        }
+        if (j < n) {
+            memcpy(words, row + j / 8, sizeof words[0]);
+            sum0 = _mm512_dpbusd_epi32(sum0, one, _mm512_maskz_loadu_epi8(words[0], b + j));
+        }
+        out[i] = _mm512_reduce_add_epi32(_mm512_add_epi32(sum0, sum1));
+    }
+}
+
 /* Distances 1, 2, 4 and 8 inside one register. */
 static __m512 fht16(__m512 x)
 {
@@ -478,6 +500,7 @@ const struct sk_kernels sk_kernels_avx512 = {
     .dot_s16_s8 = dot_s16_s8,
     .dot_u4_s8 = dot_u4_s8,
     .dots_u4_s8 = dots_u4_s8,
+    .dots_u1_s8 = dots_u1_s8,
     .fht_f32 = fht_f32,
     .max_abs_f32 = max_abs_f32,
     .scale_f32 = scale_f32,

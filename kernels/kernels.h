@@ -51,6 +51,10 @@ struct sk_kernels {
      * rows[i + SK_ROWS_AHEAD] is prefetched while row i is worked on. */
     void (*dots_u4_s8)(const uint8_t *codes, const uint32_t *rows, size_t count, const int8_t *b,
                        size_t n, int32_t *out);
+    /* out[i] = the sum of those elements of b whose bit is set (element j: bit j % 8 of byte j / 8) in
+     * the n / 8 bytes at bits + rows[i] x stride. n is a multiple of 64, at most 65,536. */
+    void (*dots_u1_s8)(const uint8_t *bits, size_t stride, const uint32_t *rows, size_t count,
+                       const int8_t *b, size_t n, int32_t *out);
     /* In-place fast Hadamard transform without scaling; n is a power of two. */
     void (*fht_f32)(float *x, size_t n);
     float (*max_abs_f32)(const float *x, size_t n); /* 0 for n = 0 */

@@ -197,6 +197,35 @@ static void dots_u4_s8(const uint8_t *codes, const uint32_t *rows, size_t count,
     }
 }
 
+/* An int16 lane takes two elements of at most 127 a step and holds 129 steps: widened every 64. */
+static int32_t dot_u1_s8(const uint8_t *bits, const int8_t *b, size_t n)
+{
+    static const uint8_t bit_of[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    const uint8x16_t bit = vld1q_u8(bit_of);
+    int32x4_t sum = vdupq_n_s32(0);
+    while (n > 0) {
+        int16x8_t narrow = vdupq_n_s16(0);
+        const size_t run = n < 1024 ? n : 1024;
+        for (size_t i = 0; i < run; i += 16) {
+            uint8x16_t at = vcombine_u8(vdup_n_u8(bits[i / 8]), vdup_n_u8(bits[i / 8 + 1]));
+            int8x16_t chosen = vandq_s8(vreinterpretq_s8_u8(vtstq_u8(at, bit)), vld1q_s8(b + i));
+            narrow = vpadalq_s8(narrow, chosen);
+        }
+        sum = vpadalq_s16(sum, narrow);
+        bits += run / 8;
+        b += run;
+        n -= run;
+    }
+    return vaddvq_s32(sum);
+}
+
+static void dots_u1_s8(const uint8_t *bits, size_t stride, const uint32_t *rows, size_t count,
+                       const int8_t *b, size_t n, int32_t *out)
+{
+    for (size_t i = 0; i < count; i++)
+        out[i] = dot_u1_s8(bits + rows[i] * stride, b, n);
+}
+
 static void fht_f32(float *x, size_t n)
 {
     if (n < 4) {
@@ -336,6 +365,7 @@ const struct sk_kernels sk_kernels_neon = {
     .dot_s16_s8 = dot_s16_s8,
     .dot_u4_s8 = dot_u4_s8,
     .dots_u4_s8 = dots_u4_s8,
+    .dots_u1_s8 = dots_u1_s8,
     .fht_f32 = fht_f32,
     .max_abs_f32 = max_abs_f32,
     .scale_f32 = scale_f32,

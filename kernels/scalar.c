@@ -111,6 +111,18 @@ static void dots_u4_s8(const uint8_t *codes, const uint32_t *rows, size_t count,
     }
 }
 
+static void dots_u1_s8(const uint8_t *bits, size_t stride, const uint32_t *rows, size_t count,
+                       const int8_t *b, size_t n, int32_t *out)
+{
+    for (size_t i = 0; i < count; i++) {
+        const uint8_t *row = bits + rows[i] * stride;
+        out[i] = 0;
+        for (size_t j = 0; j < n; j++)
+            if ((row[j / 8] >> j % 8 & 1) != 0)
+                out[i] += b[j];
+    }
+}
+
 static void fht_f32(float *x, size_t n)
 {
     for (size_t h = 1; h < n; h *= 2)
@@ -206,6 +218,7 @@ const struct sk_kernels sk_kernels_scalar = {
     .dot_s16_s8 = dot_s16_s8,
     .dot_u4_s8 = dot_u4_s8,
     .dots_u4_s8 = dots_u4_s8,
+    .dots_u1_s8 = dots_u1_s8,
     .fht_f32 = fht_f32,
     .max_abs_f32 = max_abs_f32,
     .scale_f32 = scale_f32,

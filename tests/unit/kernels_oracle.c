@@ -147,6 +147,13 @@ static void integers_match(const struct sk_kernels *set, const int8_t *a, const 
     for (size_t i = 0; i < 9; i++)
         EXPECT(dots[i] == set->dot_u4_s8(codes + rows[i] * (n / 2), b, n),
                "%s dots_u4_s8 n %zu at %zu", set->isa, n, i);
+    set->dots_u1_s8(codes, n / 2, rows, 9, b, n, dots);
+    for (size_t i = 0; i < 9; i++) {
+        int32_t sum = 0;
+        for (size_t j = 0; j < n; j++)
+            sum += (codes[rows[i] * (n / 2) + j / 8] >> j % 8 & 1) * b[j];
+        EXPECT(dots[i] == sum, "%s dots_u1_s8 n %zu at %zu", set->isa, n, i);
+    }
 }
 
 static void conversions_match(const struct sk_kernels *set, const struct sk_kernels *oracle,
