@@ -6,7 +6,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-enum { READERS = 3, DIM = 128, ROWS = 900, STEPS = 260 };
+enum { READERS = 3, DIM = 192, ROWS = 900, STEPS = 260 };
 
 struct reading {
     struct world *w;
@@ -16,38 +16,59 @@ struct reading {
     const char *failure; /* cmocka's asserts belong to the main thread */
 };
 
+static const char *check(struct reading *self, const struct sk_index_result *result,
+                         const uint64_t *words)
+{
+    for (uint32_t i = 0; i < result->count; i++) {
+        const uint32_t row = result->rows[i];
+        if (row >= ROWS)
+            return "a row that does not exist";
+        if (words != NULL && (words[row / 64] >> row % 64 & 1) == 0)
+            return "a row that the filter does not let in";
+        if (!isfinite(result->scores[i]) || result->scores[i] < 0)
+            return "a score that is none";
+        for (uint32_t j = 0; j < i; j++)
+            if (result->rows[j] == row)
+                return "a row twice";
+    }
+    self->found += result->count;
+    return NULL;
+}
+
+/* The same query alone, or six times over with other beams. */
 static const char *look(struct reading *self, struct sk_index_reader *reader, unsigned n)
 {
+    enum { MANY = 6, ROOM = 64 };
     struct sk_diag d;
-    float query[DIM], scores[64];
-    uint32_t rows[64];
+    float query[DIM], scores[MANY][ROOM];
+    uint32_t rows[MANY][ROOM];
     uint64_t words[ROWS / 64 + 1];
     memset(words, (int)(0x5A + n), sizeof words);
     const struct sk_index_filter filter = {.words = words, .word_count = ROWS / 64 + 1};
     for (unsigned i = 0; i < DIM; i++)
         query[i] = (float)((n * 7919 + i * 104729 + self->seed) % 1000) / 500.0F - 1;
-    const struct sk_index_query asked = {.vector = query,
-                                         .k = 10,
-                                         .ef = 40,
-                                         .filter = n % 3 == 0 ? &filter : NULL,
-                                         .is_exact = n % 5 == 0};
-    struct sk_index_result result = {.rows = rows, .scores = scores, .capacity = 64};
+    struct sk_index_query asked[MANY];
+    struct sk_index_result results[MANY];
+    enum sk_err errs[MANY];
+    for (uint32_t i = 0; i < MANY; i++) {
+        asked[i] = (struct sk_index_query){.vector = query,
+                                           .k = 10,
+                                           .ef = 40 + i,
+                                           .filter = n % 3 == 0 ? &filter : NULL,
+                                           .is_exact = n % 5 == 0};
+        results[i] =
+            (struct sk_index_result){.rows = rows[i], .scores = scores[i], .capacity = ROOM};
+    }
     struct sk_index_stats stats;
     sk_index_get_stats(self->w->index, &stats);
-    if (sk_index_search(self->w->index, reader, &asked, &result, &d) != SK_ERR_OK)
+    const uint32_t count = n % 2 == 0 ? 1 : MANY;
+    if (sk_index_search_many(self->w->index, reader, asked, results, errs, count, &d) != SK_ERR_OK)
         return "search";
-    for (uint32_t i = 0; i < result.count; i++) {
-        if (rows[i] >= ROWS)
-            return "a row that does not exist";
-        if (n % 3 == 0 && (words[rows[i] / 64] >> rows[i] % 64 & 1) == 0)
-            return "a row that the filter does not let in";
-        if (!isfinite(scores[i]) || scores[i] < 0)
-            return "a score that is none";
-        for (uint32_t j = 0; j < i; j++)
-            if (rows[j] == rows[i])
-                return "a row twice";
+    for (uint32_t i = 0; i < count; i++) {
+        const char *failure = check(self, &results[i], n % 3 == 0 ? words : NULL);
+        if (failure != NULL)
+            return failure;
     }
-    self->found += result.count;
     return NULL;
 }
 

@@ -158,6 +158,8 @@ void sk_encode(const struct sk_index *self, struct sk_generation *generation, ui
     if (generation->parts[SK_PART_FACTORS].base != NULL)
         memcpy(generation->parts[SK_PART_FACTORS].base + row * sizeof factors, &factors,
                sizeof factors);
+    if (self->part_bytes[SK_PART_SKETCHES] > 0)
+        sk_sketch_write(self, generation, row);
 }
 
 void sk_decode(const struct sk_index *self, const struct sk_generation *generation, uint32_t row,
@@ -192,6 +194,7 @@ static void prepare(const struct sk_index *self, struct sk_prepared *out)
         sum += out->narrow[i];
         out->wide[i] = (int16_t)lrintf(out->vector[i] * wide_inverse);
     }
+    out->narrow_sum = out->narrow_scale * (float)sum;
     out->narrow_bias = -7.5F * out->narrow_scale * (float)sum;
     /* At most half a step in each element. */
     out->wide_error = 0.501F * out->wide_scale * sqrtf((float)n);
@@ -235,7 +238,7 @@ void sk_prefetch_code(const struct sk_index *self, const struct sk_generation *g
 {
     if (self->code_bytes > 0) {
         const uint8_t *code = sk_code_of(self, generation, row);
-        __builtin_prefetch(sk_short_factors_of(generation, row));
+        __builtin_prefetch(sk_near_factors_of(self, generation, row));
         for (uint32_t line = 0; line < self->code_bytes; line += 64)
             __builtin_prefetch(code + line);
         return;
@@ -258,7 +261,7 @@ float sk_distance_short(const struct sk_index *self, const struct sk_generation 
 {
     float distance = query->norm_sq;
     if (self->code_bytes > 0) {
-        const struct sk_short_factors *factors = sk_short_factors_of(generation, row);
+        const struct sk_short_factors *factors = sk_near_factors_of(self, generation, row);
         int32_t dot = self->kernels->dot_u4_s8(sk_code_of(self, generation, row), query->narrow,
                                                self->padded);
         distance += query->add_weight * factors->norm_sq;
@@ -291,7 +294,7 @@ void sk_distances_short(const struct sk_index *self, const struct sk_generation 
     self->kernels->dots_u4_s8(generation->parts[SK_PART_CODES].base, rows, count, query->narrow,
                               self->padded, dots);
     for (uint32_t i = 0; i < count; i++) {
-        const struct sk_short_factors *factors = sk_short_factors_of(generation, rows[i]);
+        const struct sk_short_factors *factors = sk_near_factors_of(self, generation, rows[i]);
         out[i] = query->norm_sq;
         out[i] += query->add_weight * factors->norm_sq;
         out[i] -= factors->multiplier * (query->narrow_scale * (float)dots[i] + query->narrow_bias);

@@ -141,16 +141,15 @@ static SK_CHECKED enum sk_err find_candidates(struct sk_index *self,
                                               const struct sk_generation *generation, uint32_t row,
                                               uint32_t *count, struct sk_diag *d)
 {
-    struct sk_counters counters = {0};
-    const struct sk_deadline none = {0};
     const uint32_t ef = self->params.ef_construction;
-    bool is_truncated = false;
+    struct sk_beam beam = {
+        .index = self, .generation = generation, .scratch = &self->scratch, .ef = ef};
     *count = 0;
     if (!sk_scratch_fit(&self->scratch, sk_row_count(self), ef, 1) ||
         !sk_scratch_fit_candidates(self, ef + SK_DEGREE_MAX + 1))
         return sk_fail(d, SK_ERR_NOMEM, "no memory to link row %u", row);
     sk_prepare_row(self, generation, row, &self->scratch.prepared);
-    sk_beam_search(self, generation, &self->scratch, ef, &none, &counters, &is_truncated);
+    sk_beam_run(&beam);
     uint32_t found = 0;
     for (uint32_t i = 0; i < self->scratch.beam_count; i++) {
         uint32_t other = sk_key_row(self->scratch.beam[i]);

@@ -32,7 +32,6 @@ static uint64_t heap_pop(struct sk_scratch *scratch)
 static void filtered_offer(struct sk_search *s, uint32_t row, float distance)
 {
     uint64_t key = sk_key(distance, row);
-    s->counters.distances++;
     if (s->scratch->beam_count == s->ef && key >= s->scratch->beam[s->ef - 1])
         return;
     heap_push(s->scratch, key);
@@ -56,9 +55,11 @@ static enum sk_err filtered_walk(struct sk_search *s, uint64_t budget, bool *is_
     const uint64_t distances_max = s->counters.distances + budget;
     for (uint32_t at = 0; at < SK_ENTRY_COUNT; at++) {
         uint32_t row = atomic_load_explicit(&s->index->entries[at], memory_order_acquire);
-        if (row != SK_NO_ROW && row / 64 < scratch->visited_words && sk_visit(scratch, row))
-            filtered_offer(
-                s, row, sk_distance_short(s->index, s->generation, &scratch->prepared, row));
+        if (row == SK_NO_ROW || row / 64 >= scratch->visited_words || !sk_visit(scratch, row))
+            continue;
+        s->counters.distances++;
+        filtered_offer(s, row,
+                       sk_distance_short(s->index, s->generation, &scratch->prepared, row));
     }
     enum sk_err rc = SK_ERR_OK;
     while (scratch->heap_count > 0 && s->counters.distances <= distances_max) {
@@ -70,6 +71,9 @@ static enum sk_err filtered_walk(struct sk_search *s, uint64_t budget, bool *is_
             break;
         }
         uint32_t count = sk_gather(s->index, s->generation, scratch, sk_key_row(key), fresh);
+        s->counters.distances += count;
+        count = sk_sift(s->index, s->generation, &scratch->prepared, fresh, count,
+                        sk_beam_worst(scratch, s->ef));
         if (!sk_scratch_fit_heap(scratch, scratch->heap_count + count)) {
             rc = sk_fail(d, SK_ERR_NOMEM, "no memory for the frontier of a filtered search");
             break;

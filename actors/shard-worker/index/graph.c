@@ -139,19 +139,11 @@ void sk_beam_push(struct sk_scratch *scratch, uint32_t ef, uint64_t key)
     (void)beam_insert(scratch, ef, key);
 }
 
-static void beam_start(const struct sk_index *self, const struct sk_generation *generation,
-                       struct sk_scratch *scratch, uint32_t ef, struct sk_counters *counters)
+static inline void prefetch_links(const struct sk_index *self, uint32_t row)
 {
-    sk_scratch_unvisit(scratch);
-    scratch->beam_count = 0;
-    for (uint32_t at = 0; at < SK_ENTRY_COUNT; at++) {
-        uint32_t row = atomic_load_explicit(&self->entries[at], memory_order_acquire);
-        if (row == SK_NO_ROW || row / 64 >= scratch->visited_words || !sk_visit(scratch, row))
-            continue;
-        counters->distances++;
-        float distance = sk_distance_short(self, generation, &scratch->prepared, row);
-        beam_insert(scratch, ef, sk_key(distance, row));
-    }
+    const uint8_t *links = self->links.base + (size_t)row * self->links_stride * sizeof(uint32_t);
+    for (uint32_t line = 0; line < self->degree * sizeof(uint32_t); line += 64)
+        __builtin_prefetch(links + line);
 }
 
 /* The neighbours of a row that were not seen before. Whether one was cannot be predicted (about two in
@@ -179,43 +171,96 @@ uint32_t sk_gather(const struct sk_index *self, const struct sk_generation *gene
         count += (word & bit) == 0;
     }
     scratch->touched_count = touched_count;
-    for (uint32_t i = 0; i < count && i < SK_ROWS_AHEAD; i++)
-        sk_prefetch_code(self, generation, fresh[i]);
+    for (uint32_t i = 0; i < count; i++)
+        sk_prefetch_first(self, generation, fresh[i]);
     return count;
 }
 
-void sk_beam_search(const struct sk_index *self, const struct sk_generation *generation,
-                    struct sk_scratch *scratch, uint32_t ef, const struct sk_deadline *deadline,
-                    struct sk_counters *counters, bool *is_truncated)
+/* The node that is expanded next, its links asked for: the nearest that was not. */
+static void pick(struct sk_beam *self)
 {
-    uint32_t fresh[SK_DEGREE_MAX];
-    float distances[SK_DEGREE_MAX];
-    uint32_t cursor = 0;
-    beam_start(self, generation, scratch, ef, counters);
-    while (cursor < scratch->beam_count) {
-        uint64_t key = scratch->beam[cursor];
-        if ((key & 1) != 0) {
-            cursor++;
-            continue;
-        }
-        scratch->beam[cursor] = key | 1;
-        if (++counters->hops % DEADLINE_HOPS == 0 && sk_deadline_passed(deadline)) {
-            *is_truncated = true;
-            break;
-        }
-        uint32_t count = sk_gather(self, generation, scratch, sk_key_row(key), fresh);
-        counters->distances += count;
-        sk_distances_short(self, generation, &scratch->prepared, fresh, count, distances);
-        for (uint32_t i = 0; i < count; i++) {
-            uint32_t at = beam_insert(scratch, ef, sk_key(distances[i], fresh[i]));
-            if (at == ef)
-                continue;
-            const uint8_t *links = self->links.base + (size_t)fresh[i] * self->links_stride * 4;
-            __builtin_prefetch(links);
-            __builtin_prefetch(links + 64);
-            if (at < cursor)
-                cursor = at;
-        }
+    const struct sk_scratch *scratch = self->scratch;
+    while (self->cursor < scratch->beam_count && (scratch->beam[self->cursor] & 1) != 0)
+        self->cursor++;
+    self->row = SK_NO_ROW;
+    if (self->cursor == scratch->beam_count)
+        return;
+    if (++self->counters.hops % DEADLINE_HOPS == 0 && sk_deadline_passed(&self->deadline)) {
+        self->is_truncated = true;
+        return;
     }
+    self->row = sk_key_row(scratch->beam[self->cursor]);
+    scratch->beam[self->cursor] |= 1;
+}
+
+void sk_beam_begin(struct sk_beam *self)
+{
+    struct sk_scratch *scratch = self->scratch;
     sk_scratch_unvisit(scratch);
+    scratch->beam_count = 0;
+    self->next = SK_BEAM_LINKS;
+    for (uint32_t at = 0; at < SK_ENTRY_COUNT; at++) {
+        uint32_t row = atomic_load_explicit(&self->index->entries[at], memory_order_acquire);
+        if (row == SK_NO_ROW || row / 64 >= scratch->visited_words || !sk_visit(scratch, row))
+            continue;
+        self->counters.distances++;
+        beam_insert(scratch, self->ef,
+                    sk_key(sk_distance_short(self->index, self->generation, &scratch->prepared, row),
+                           row));
+    }
+    pick(self);
+    if (self->row != SK_NO_ROW)
+        prefetch_links(self->index, self->row);
+}
+
+static void take(struct sk_beam *self)
+{
+    float distances[SK_DEGREE_MAX];
+    sk_distances_short(self->index, self->generation, &self->scratch->prepared, self->fresh,
+                       self->fresh_count, distances);
+    for (uint32_t i = 0; i < self->fresh_count; i++) {
+        const uint32_t at =
+            beam_insert(self->scratch, self->ef, sk_key(distances[i], self->fresh[i]));
+        if (at == self->ef)
+            continue;
+        prefetch_links(self->index, self->fresh[i]);
+        if (at < self->cursor)
+            self->cursor = at;
+    }
+}
+
+void sk_beam_turn(struct sk_beam *self)
+{
+    const struct sk_scratch *scratch = self->scratch;
+    switch (self->next) {
+    case SK_BEAM_LINKS:
+        self->fresh_count =
+            sk_gather(self->index, self->generation, self->scratch, self->row, self->fresh);
+        self->counters.distances += self->fresh_count;
+        self->next = self->index->part_bytes[SK_PART_SKETCHES] > 0 ? SK_BEAM_SKETCHES : SK_BEAM_CODES;
+        break;
+    case SK_BEAM_SKETCHES:
+        self->fresh_count = sk_sift(self->index, self->generation, &scratch->prepared, self->fresh,
+                                    self->fresh_count, sk_beam_worst(scratch, self->ef));
+        self->next = SK_BEAM_CODES;
+        break;
+    case SK_BEAM_CODES:
+        take(self);
+        pick(self);
+        self->next = SK_BEAM_LINKS;
+        break;
+    }
+}
+
+void sk_beam_end(struct sk_beam *self)
+{
+    sk_scratch_unvisit(self->scratch);
+}
+
+void sk_beam_run(struct sk_beam *self)
+{
+    sk_beam_begin(self);
+    while (self->row != SK_NO_ROW)
+        sk_beam_turn(self);
+    sk_beam_end(self);
 }

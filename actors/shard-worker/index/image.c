@@ -6,7 +6,7 @@
 
 #include <stdlib.h>
 
-enum { FORMAT = 1, BLOCK = 64 << 10, FIRST_PART = 5, SECTION_COUNT = FIRST_PART + SK_PART_COUNT };
+enum { FORMAT = 1, BLOCK = 64 << 10, FIRST_PART = 5, SECTION_COUNT = FIRST_PART + SK_PART_STORED };
 static const char MAGIC[8] = {'S', 'K', 'I', 'N', 'D', 'E', 'X', '\n'};
 
 struct header {
@@ -23,7 +23,7 @@ _Static_assert(sizeof(struct header) == 144, "the header has no padding");
 size_t sk_image_bytes(const struct sk_index *self)
 {
     size_t row_bytes = 1 + 8 + self->links_stride * 4;
-    for (unsigned part = 0; part < SK_PART_COUNT; part++)
+    for (unsigned part = 0; part < SK_PART_STORED; part++)
         row_bytes += self->part_bytes[part];
     return sizeof(struct header) + (size_t)self->padded * sizeof(float) +
            (size_t)sk_row_count(self) * row_bytes + 8;
@@ -95,7 +95,7 @@ enum sk_err sk_index_checkpoint_begin(struct sk_index *self, struct sk_diag *d)
         checkpoint->sections[i].size = copies[i].size;
         frozen += copies[i].size;
     }
-    for (unsigned part = 0; part < SK_PART_COUNT; part++) {
+    for (unsigned part = 0; part < SK_PART_STORED; part++) {
         checkpoint->sections[FIRST_PART + part].bytes = generation->parts[part].base;
         checkpoint->sections[FIRST_PART + part].size = rows * self->part_bytes[part];
     }
@@ -255,6 +255,8 @@ static enum sk_err check_rows(struct sk_index *self, struct sk_diag *d)
             if (!(parts[i] >= 0 && parts[i] <= 4e36F))
                 return sk_fail(d, SK_ERR_INVALID, "index image: row %u has impossible lengths",
                                row);
+        if (self->part_bytes[SK_PART_SKETCHES] > 0)
+            sk_sketch_write(self, sk_generation_now(self), row);
     }
     atomic_store(&self->live_count, live);
     atomic_store(&self->dead_count, dead);
@@ -300,7 +302,7 @@ static enum sk_err read_rows(struct sk_index *self, const struct header *header,
         !read_hashed(reader, self->lseqs.base, rows * 8, &hash) ||
         !read_hashed(reader, self->links.base, rows * self->links_stride * 4, &hash))
         return sk_fail(d, SK_ERR_INVALID, "index image: cut off or unreadable");
-    for (unsigned part = 0; part < SK_PART_COUNT; part++)
+    for (unsigned part = 0; part < SK_PART_STORED; part++)
         if (!read_part(self, header, part, reader, &hash))
             return sk_fail(d, SK_ERR_INVALID, "index image: cut off or unreadable");
     if (!reader->read(reader->impl, &stored, sizeof stored))

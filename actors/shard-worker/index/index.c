@@ -54,6 +54,8 @@ uint32_t sk_part_bytes(const struct sk_index *self, enum sk_index_profile profil
         return is_bare ? 0 : self->padded;
     case SK_PART_FACTORS: /* for inner products lengths are always needed */
         return is_bare && self->params.metric != SK_METRIC_IP ? 0 : sizeof(struct sk_factors);
+    case SK_PART_SKETCHES:
+        return sk_sketch_bytes(self, profile);
     case SK_PART_COUNT:
         break;
     }

@@ -13,6 +13,7 @@
 
 #include "actors/shard-worker/index/index.h"
 
+#include <math.h>
 #include <stdatomic.h>
 
 enum {
@@ -59,7 +60,27 @@ _Static_assert(sizeof(struct sk_short_factors) == 8 && sizeof(struct sk_factors)
                "factors have no padding");
 
 /* What a generation keeps for each row. */
-enum sk_part { SK_PART_CODES, SK_PART_SHORT_FACTORS, SK_PART_PLANES, SK_PART_FACTORS, SK_PART_COUNT };
+enum sk_part {
+    SK_PART_CODES,
+    SK_PART_SHORT_FACTORS,
+    SK_PART_PLANES,
+    SK_PART_FACTORS,
+    SK_PART_STORED, /* those before it are in images */
+    SK_PART_SKETCHES = SK_PART_STORED,
+    SK_PART_COUNT
+};
+
+/* A sketch (not in profile memory) is what a walk reads first of a row, derived from its other parts: the
+ * short factors again, those of the signs, and the signs of the 8-bit code. At 384 dimensions it is one
+ * line of memory where the 4-bit code has three, and shows of two rows in three that the code need
+ * not be read. */
+struct sk_sketch {
+    struct sk_short_factors factors;
+    float multiplier; /* distance = norm_sq - multiplier x <query, signs>, */
+    float error;      /* off by this x |query| (one standard deviation) */
+    uint8_t signs[];  /* of dimension j: bit j % 8 of byte j / 8; set: not negative */
+};
+enum { SK_SKETCH_FROM = 192 }; /* dimensions; below, a code is hardly longer */
 
 /* Codes that share one centre. Replaced as a whole (codes.c), the graph stays. */
 struct sk_generation {
@@ -78,6 +99,7 @@ struct sk_prepared {
     int8_t *narrow; /* for traversal */
     int16_t *wide;  /* for the 8-bit codes */
     float narrow_scale, narrow_bias;
+    float narrow_sum; /* of the elements of narrow, scaled */
     float wide_scale, wide_error;
     float norm_sq, norm;
     float add_weight; /* 0 for inner-product queries: rank by -<q, x> alone */
@@ -125,7 +147,10 @@ struct sk_index_reader {
     struct sk_index *index;
     uint32_t slot;
     struct sk_scratch scratch;
+    struct sk_lanes *lanes; /* many.c; NULL until many searches come at once */
 };
+struct sk_lanes;
+void sk_lanes_destroy(struct sk_lanes **self);
 
 enum sk_maintain_stage {
     SK_STAGE_IDLE,
@@ -162,7 +187,7 @@ struct sk_checkpoint {
     struct {
         const uint8_t *bytes;
         size_t size;
-    } sections[5 + SK_PART_COUNT];
+    } sections[5 + SK_PART_STORED];
     uint8_t *frozen; /* copies of what can change */
 };
 
@@ -281,6 +306,24 @@ sk_short_factors_of(const struct sk_generation *generation, uint32_t row)
     return (const struct sk_short_factors *)(const void *)generation->parts[SK_PART_SHORT_FACTORS].base +
            row;
 }
+/* NULL where there are none. */
+static inline const struct sk_sketch *sk_sketch_of(const struct sk_index *self,
+                                                   const struct sk_generation *generation,
+                                                   uint32_t row)
+{
+    if (self->part_bytes[SK_PART_SKETCHES] == 0)
+        return NULL;
+    return (const struct sk_sketch *)(const void *)(generation->parts[SK_PART_SKETCHES].base +
+                                                    (size_t)row *
+                                                        self->part_bytes[SK_PART_SKETCHES]);
+}
+/* The short factors from where a walk has them. */
+static inline const struct sk_short_factors *
+sk_near_factors_of(const struct sk_index *self, const struct sk_generation *generation, uint32_t row)
+{
+    const struct sk_sketch *sketch = sk_sketch_of(self, generation, row);
+    return sketch != NULL ? &sketch->factors : sk_short_factors_of(generation, row);
+}
 static inline const struct sk_factors *
 sk_factors_of(const struct sk_generation *generation, uint32_t row)
 {
@@ -334,7 +377,7 @@ void sk_prepare_row(const struct sk_index *self, const struct sk_generation *gen
                     uint32_t row, struct sk_prepared *out);
 float sk_distance_short(const struct sk_index *self, const struct sk_generation *generation,
                         const struct sk_prepared *query, uint32_t row);
-/* The same for count rows (at most SK_DEGREE_MAX); sk_gather has asked for the first of them. */
+/* The same for count rows (at most SK_DEGREE_MAX); the first of them have been asked for. */
 void sk_distances_short(const struct sk_index *self, const struct sk_generation *generation,
                         const struct sk_prepared *query, const uint32_t *rows, uint32_t count,
                         float *out);
@@ -350,6 +393,18 @@ void sk_mean_add(struct sk_index *self, const float *rotated);
 bool sk_mean_wants_renewal(struct sk_index *self);
 void sk_prefetch_code(const struct sk_index *self, const struct sk_generation *generation,
                       uint32_t row);
+
+/* ---- sketch.c ---- */
+uint32_t sk_sketch_bytes(const struct sk_index *self, enum sk_index_profile profile);
+/* From the row's 8-bit code and its factors, which are there. */
+void sk_sketch_write(const struct sk_index *self, struct sk_generation *generation, uint32_t row);
+/* Asks the memory for what is read first of a row: the sketch, or where there are none the code. */
+void sk_prefetch_first(const struct sk_index *self, const struct sk_generation *generation,
+                       uint32_t row);
+/* Takes out of rows those whose sketches say that they are farther than `worst` and asks the memory for
+ * the codes of the others, whose number is returned. sk_gather has asked for the sketches. */
+uint32_t sk_sift(const struct sk_index *self, const struct sk_generation *generation,
+                 const struct sk_prepared *query, uint32_t *rows, uint32_t count, float worst);
 
 /* ---- bare.c: rows of profile memory ---- */
 bool sk_bare_init(struct sk_index *self);
@@ -399,15 +454,38 @@ static inline float sk_key_distance(uint64_t key)
 {
     return sk_float_from_ordered((uint32_t)(key >> 32));
 }
+/* Nothing farther has a place in the beam any more. */
+static inline float sk_beam_worst(const struct sk_scratch *scratch, uint32_t ef)
+{
+    return scratch->beam_count < ef ? INFINITY : sk_key_distance(scratch->beam[ef - 1]);
+}
 struct sk_deadline {
     const struct sk_index_clock *clock; /* NULL: none */
     uint64_t at_us;
 };
 bool sk_deadline_passed(const struct sk_deadline *deadline);
-/* The ef nearest rows that a walk finds, tombstones among them, in scratch->beam. */
-void sk_beam_search(const struct sk_index *self, const struct sk_generation *generation,
-                    struct sk_scratch *scratch, uint32_t ef, const struct sk_deadline *deadline,
-                    struct sk_counters *counters, bool *is_truncated);
+/* A walk to the ef nearest rows, tombstones among them, which end up in scratch->beam. It goes in turns,
+ * each of which ends by asking the memory for what the next one reads: links, sketches, codes. Between
+ * the turns other walks may go on, so that none waits for memory. */
+enum sk_beam_turn { SK_BEAM_LINKS, SK_BEAM_SKETCHES, SK_BEAM_CODES };
+struct sk_beam {
+    const struct sk_index *index;
+    const struct sk_generation *generation;
+    struct sk_scratch *scratch; /* fits ef; prepared is set */
+    struct sk_deadline deadline;
+    uint32_t ef;
+    uint32_t cursor; /* nothing before it in the beam is left to expand */
+    uint32_t row;    /* being expanded; SK_NO_ROW: the walk is over */
+    enum sk_beam_turn next;
+    uint32_t fresh_count;
+    struct sk_counters counters;
+    bool is_truncated; /* the deadline has passed */
+    uint32_t fresh[SK_DEGREE_MAX];
+};
+void sk_beam_begin(struct sk_beam *self);
+void sk_beam_turn(struct sk_beam *self);
+void sk_beam_end(struct sk_beam *self);
+void sk_beam_run(struct sk_beam *self); /* all of it at once */
 SK_CHECKED enum sk_err sk_graph_link(struct sk_index *self, uint32_t row, struct sk_diag *d);
 /* New links for a live row that lost some. */
 SK_CHECKED enum sk_err sk_graph_repair(struct sk_index *self, uint32_t row, struct sk_diag *d);

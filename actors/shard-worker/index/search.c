@@ -5,7 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { EF_DEFAULT = 64, SCAN_DEADLINE_ROWS = 1024, SCAN_KEYS_FIRST = 4096 };
+enum { EF_DEFAULT = 64, SCAN_DEADLINE_ROWS = 1024, SCAN_KEYS_FIRST = 4096, RANK_TURN = 4 };
 
 uint32_t sk_index_result_rows(uint32_t k)
 {
@@ -40,6 +40,7 @@ void sk_index_reader_destroy(struct sk_index_reader **self)
     if (*self == NULL)
         return;
     atomic_store(&(*self)->index->readers[(*self)->slot].is_used, false);
+    sk_lanes_destroy(&(*self)->lanes);
     sk_scratch_deinit(&(*self)->scratch);
     free(*self);
     *self = NULL;
@@ -190,13 +191,24 @@ enum sk_err sk_search_scan(struct sk_search *s, struct sk_diag *d)
 
 /* ---- walks ---- */
 
-enum sk_err sk_search_rank_beam(struct sk_search *s, struct sk_diag *d)
+static void ask_planes(const struct sk_search *s, uint32_t begin)
+{
+    for (uint32_t i = begin; i < begin + RANK_TURN && i < s->rank_count; i++) {
+        const uint32_t row = sk_key_row(s->scratch->keys[i]);
+        const int8_t *plane = sk_plane_of(s->index, s->generation, row);
+        __builtin_prefetch(sk_factors_of(s->generation, row));
+        for (uint32_t line = 0; line < s->index->padded; line += 64)
+            __builtin_prefetch(plane + line);
+    }
+}
+
+static enum sk_err rank_begin(struct sk_search *s, struct sk_diag *d)
 {
     struct sk_scratch *scratch = s->scratch;
     const uint32_t wanted = 2 * s->query->k + s->ef / 4;
     uint32_t count = 0;
-    float error = 0;
-    if (!sk_has_planes(s->generation))
+    s->is_ranked = !sk_has_planes(s->generation);
+    if (s->is_ranked)
         return sk_bare_rank(s, d);
     if (!sk_scratch_fit(scratch, s->row_count, s->ef, wanted + 1))
         return sk_fail(d, SK_ERR_NOMEM, "no memory for %u candidates", wanted);
@@ -205,71 +217,118 @@ enum sk_err sk_search_rank_beam(struct sk_search *s, struct sk_diag *d)
         if (sk_state(s->index, row) == SK_ROW_LIVE)
             scratch->keys[count++] = sk_key(0, row);
     }
-    for (uint32_t i = 0; i < count; i++) {
-        if (i + 3 < count) {
-            const int8_t *ahead =
-                sk_plane_of(s->index, s->generation, sk_key_row(scratch->keys[i + 3]));
-            for (uint32_t line = 0; line < s->index->padded; line += 64)
-                __builtin_prefetch(ahead + line);
-        }
-        uint32_t row = sk_key_row(scratch->keys[i]);
-        float distance =
-            sk_distance_plane(s->index, s->generation, &scratch->prepared, row, &error);
-        scratch->keys[i] = sk_key(distance, row);
-    }
+    s->rank_count = count;
+    s->ranked = 0;
+    s->rank_error = 0;
+    ask_planes(s, 0);
+    return SK_ERR_OK;
+}
+
+/* All are ranked: the best and those that cannot be told from them. */
+static void rank_end(struct sk_search *s)
+{
+    const uint64_t *keys = s->scratch->keys;
+    const uint32_t count = s->rank_count;
     s->counters.reranks += count;
-    sk_select_smallest(scratch->keys, count, count);
+    sk_select_smallest(s->scratch->keys, count, count);
     uint32_t kept = count < s->query->k ? count : s->query->k;
     if (kept > 0) {
         /* The bound is for the worst direction; by chance it is smaller by the root of the
          * dimension. */
-        float margin = 4 * error / sqrtf((float)s->index->padded);
-        float last = sk_key_distance(scratch->keys[kept - 1]) + margin;
-        while (kept < count && sk_key_distance(scratch->keys[kept]) <= last)
+        float margin = 4 * s->rank_error / sqrtf((float)s->index->padded);
+        float last = sk_key_distance(keys[kept - 1]) + margin;
+        while (kept < count && sk_key_distance(keys[kept]) <= last)
             kept++;
-        while (kept > 0 && sk_key_distance(scratch->keys[kept - 1]) > s->worst + margin)
+        while (kept > 0 && sk_key_distance(keys[kept - 1]) > s->worst + margin)
             kept--;
     }
     sk_search_emit(s, kept);
-    return SK_ERR_OK;
+    s->is_ranked = true;
 }
 
-static enum sk_err walk_near(struct sk_search *s, struct sk_diag *d)
+bool sk_search_rank_turn(struct sk_search *s)
 {
-    struct sk_near_walk walk = {.index = s->index,
-                                .generation = s->generation,
-                                .scratch = s->scratch,
-                                .deadline = s->deadline,
-                                .counters = s->counters};
-    if (!sk_near_fit(&walk, s->query->k, s->ef))
-        return sk_fail(d, SK_ERR_NOMEM, "no memory for a beam of %u", s->ef);
-    for (sk_near_begin(&walk); walk.row != SK_NO_ROW;)
-        sk_near_take(&walk);
-    sk_near_end(&walk);
-    s->counters = walk.counters;
-    s->result->is_truncated = walk.is_truncated;
-    return SK_ERR_OK;
+    uint64_t *keys = s->scratch->keys;
+    if (s->is_ranked)
+        return false;
+    const uint32_t end =
+        s->rank_count - s->ranked < RANK_TURN ? s->rank_count : s->ranked + RANK_TURN;
+    ask_planes(s, end);
+    for (uint32_t i = s->ranked; i < end; i++) {
+        const uint32_t row = sk_key_row(keys[i]);
+        keys[i] = sk_key(sk_distance_plane(s->index, s->generation, &s->scratch->prepared, row,
+                                           &s->rank_error),
+                         row);
+    }
+    s->ranked = end;
+    if (end == s->rank_count)
+        rank_end(s);
+    return !s->is_ranked;
 }
 
-static enum sk_err search_plain(struct sk_search *s, struct sk_diag *d)
+enum sk_err sk_search_rank_beam(struct sk_search *s, struct sk_diag *d)
 {
-    const uint32_t live = atomic_load_explicit(&s->index->live_count, memory_order_relaxed);
+    enum sk_err rc = rank_begin(s, d);
+    while (rc == SK_ERR_OK && sk_search_rank_turn(s))
+        ;
+    return rc;
+}
+
+static enum sk_err walk_begin(struct sk_search *s, struct sk_diag *d)
+{
+    s->is_near = sk_near_is_ready(s->index);
+    if (s->is_near) {
+        s->near = (struct sk_near_walk){.index = s->index,
+                                        .generation = s->generation,
+                                        .scratch = s->scratch,
+                                        .deadline = s->deadline};
+        if (!sk_near_fit(&s->near, s->query->k, s->ef))
+            return sk_fail(d, SK_ERR_NOMEM, "no memory for a beam of %u", s->ef);
+        sk_near_begin(&s->near);
+        return SK_ERR_OK;
+    }
     if (!sk_scratch_fit(s->scratch, s->row_count, s->ef, 1))
         return sk_fail(d, SK_ERR_NOMEM, "no memory for a beam of %u", s->ef);
-    if (sk_near_is_ready(s->index)) {
-        enum sk_err rc = walk_near(s, d);
-        if (rc != SK_ERR_OK)
-            return rc;
-    } else {
-        sk_beam_search(s->index, s->generation, s->scratch, s->ef, &s->deadline, &s->counters,
-                       &s->result->is_truncated);
+    s->beam.index = s->index;
+    s->beam.generation = s->generation;
+    s->beam.scratch = s->scratch;
+    s->beam.deadline = s->deadline;
+    s->beam.ef = s->ef;
+    s->beam.cursor = 0;
+    s->beam.counters = s->counters;
+    s->beam.is_truncated = false;
+    sk_beam_begin(&s->beam);
+    return SK_ERR_OK;
+}
+
+bool sk_search_walk_turn(struct sk_search *s)
+{
+    if (s->is_near) {
+        if (s->near.row != SK_NO_ROW)
+            sk_near_take(&s->near);
+        return s->near.row != SK_NO_ROW;
     }
+    if (s->beam.row != SK_NO_ROW)
+        sk_beam_turn(&s->beam);
+    return s->beam.row != SK_NO_ROW;
+}
+
+enum sk_err sk_search_end_walk(struct sk_search *s, struct sk_diag *d)
+{
+    const uint32_t live = atomic_load_explicit(&s->index->live_count, memory_order_relaxed);
     uint32_t usable = 0;
+    if (s->is_near)
+        sk_near_end(&s->near);
+    else
+        sk_beam_end(&s->beam);
+    s->counters = s->is_near ? s->near.counters : s->beam.counters;
+    s->result->is_truncated = s->is_near ? s->near.is_truncated : s->beam.is_truncated;
     for (uint32_t i = 0; i < s->scratch->beam_count; i++)
         usable += sk_state(s->index, sk_key_row(s->scratch->beam[i])) == SK_ROW_LIVE;
     if (usable >= s->query->k || usable >= live || s->result->is_truncated)
-        return sk_search_rank_beam(s, d);
+        return rank_begin(s, d);
     s->counters.retries++; /* tombstones fill the beam */
+    s->is_ranked = true;
     return sk_search_filtered(s, d);
 }
 
@@ -320,42 +379,69 @@ static float worst_distance(const struct sk_index *self, const struct sk_index_q
     return INFINITY;
 }
 
+enum sk_err sk_search_begin(struct sk_search *s, const struct sk_index *index,
+                            struct sk_scratch *scratch, const struct sk_index_query *query,
+                            struct sk_index_result *result, bool *is_walk, struct sk_diag *d)
+{
+    *is_walk = false;
+    result->count = 0;
+    result->is_certain = result->is_truncated = false;
+    result->hops = result->distances = result->reranks = result->retries = 0;
+    enum sk_err rc = check_query(index, query, result, d);
+    if (rc != SK_ERR_OK)
+        return rc;
+    s->index = index;
+    s->generation = sk_generation_now(index);
+    s->scratch = scratch;
+    s->query = query;
+    s->result = result;
+    s->deadline = (struct sk_deadline){query->clock.mono_us != NULL ? &query->clock : NULL,
+                                       query->deadline_us};
+    s->counters = (struct sk_counters){0};
+    s->row_count = sk_row_count(index);
+    s->ef = query->ef == 0 ? EF_DEFAULT : query->ef;
+    if (s->ef < query->k)
+        s->ef = query->k;
+    sk_prepare_query(index, s->generation, query->vector, &scratch->prepared);
+    s->worst = worst_distance(index, query, &scratch->prepared);
+    s->is_scan = query->is_exact || query->recall_target > 0 ||
+                 index->params.kind == SK_INDEX_FLAT || s->row_count < index->params.flat_below;
+    *is_walk = !s->is_scan && query->filter == NULL;
+    return *is_walk ? walk_begin(s, d) : SK_ERR_OK;
+}
+
+enum sk_err sk_search_complete(struct sk_search *s, struct sk_diag *d)
+{
+    return s->is_scan ? sk_search_scan(s, d) : sk_search_filtered(s, d);
+}
+
+void sk_search_count(struct sk_search *s)
+{
+    s->result->hops = s->counters.hops;
+    s->result->distances = s->counters.distances;
+    s->result->reranks = s->counters.reranks;
+    s->result->retries = s->counters.retries;
+}
+
 enum sk_err sk_index_search(const struct sk_index *self, struct sk_index_reader *reader,
                             const struct sk_index_query *query, struct sk_index_result *result,
                             struct sk_diag *d)
 {
-    result->count = 0;
-    result->is_certain = result->is_truncated = false;
-    result->hops = result->distances = result->reranks = result->retries = 0;
-    enum sk_err rc = check_query(self, query, result, d);
-    if (rc != SK_ERR_OK)
-        return rc;
+    struct sk_search s;
+    bool is_walk;
     (void)sk_epoch_enter(reader->index, reader->slot);
-    struct sk_search s = {
-        .index = self,
-        .generation = sk_generation_now(self),
-        .scratch = &reader->scratch,
-        .query = query,
-        .result = result,
-        .deadline = {query->clock.mono_us != NULL ? &query->clock : NULL, query->deadline_us},
-        .row_count = sk_row_count(self),
-        .ef = query->ef == 0 ? EF_DEFAULT : query->ef,
-    };
-    if (s.ef < query->k)
-        s.ef = query->k;
-    sk_prepare_query(self, s.generation, query->vector, &s.scratch->prepared);
-    s.worst = worst_distance(self, query, &s.scratch->prepared);
-    if (query->is_exact || query->recall_target > 0 || self->params.kind == SK_INDEX_FLAT ||
-        s.row_count < self->params.flat_below)
-        rc = sk_search_scan(&s, d);
-    else if (query->filter != NULL)
-        rc = sk_search_filtered(&s, d);
-    else
-        rc = search_plain(&s, d);
+    enum sk_err rc = sk_search_begin(&s, self, &reader->scratch, query, result, &is_walk, d);
+    if (rc == SK_ERR_OK && is_walk) {
+        while (sk_search_walk_turn(&s))
+            ;
+        rc = sk_search_end_walk(&s, d);
+        while (rc == SK_ERR_OK && sk_search_rank_turn(&s))
+            ;
+    } else if (rc == SK_ERR_OK) {
+        rc = sk_search_complete(&s, d);
+    }
     sk_epoch_leave(reader->index, reader->slot);
-    result->hops = s.counters.hops;
-    result->distances = s.counters.distances;
-    result->reranks = s.counters.reranks;
-    result->retries = s.counters.retries;
+    if (rc == SK_ERR_OK)
+        sk_search_count(&s);
     return rc;
 }

@@ -2,7 +2,7 @@
 #ifndef SK_INDEX_SEARCH_H
 #define SK_INDEX_SEARCH_H
 
-#include "actors/shard-worker/index/internal.h"
+#include "actors/shard-worker/index/near.h"
 
 /* One search on its way. */
 struct sk_search {
@@ -15,7 +15,27 @@ struct sk_search {
     struct sk_counters counters;
     uint32_t row_count, ef;
     float worst; /* internal distance; rows surely beyond it are left out */
+    bool is_scan, is_near, is_ranked;
+    struct sk_beam beam;      /* a walk by the codes */
+    struct sk_near_walk near; /* or by neighbour rows */
+    uint32_t rank_count, ranked; /* of the scratch's keys: all to be re-ranked, and those that are */
+    float rank_error;
 };
+
+/* A search in turns, between which others may go on: begin; while walk_turn says so, again; end_walk; while
+ * rank_turn says so, again; count. The caller is inside an epoch all the while. begin looks at the
+ * query and makes it ready and the result empty; where *is_walk is false, complete answers it instead of
+ * the turns. */
+SK_CHECKED enum sk_err sk_search_begin(struct sk_search *s, const struct sk_index *index,
+                                       struct sk_scratch *scratch, const struct sk_index_query *query,
+                                       struct sk_index_result *result, bool *is_walk,
+                                       struct sk_diag *d);
+SK_CHECKED enum sk_err sk_search_complete(struct sk_search *s, struct sk_diag *d);
+bool sk_search_walk_turn(struct sk_search *s);
+/* Begins the ranking, or answers the query where tombstones have filled the beam. */
+SK_CHECKED enum sk_err sk_search_end_walk(struct sk_search *s, struct sk_diag *d);
+bool sk_search_rank_turn(struct sk_search *s);
+void sk_search_count(struct sk_search *s); /* counters to the result */
 
 static inline bool sk_search_matches(const struct sk_search *s, uint32_t row)
 {
