@@ -16,7 +16,8 @@ typedef uint32_t sk_peer;
 enum { SK_PEER_FIRST_CLIENT = 1 << 16 };
 
 enum sk_lane {
-    SK_LANE_QUICK, /* a read of well under a millisecond: the shell may run it at once, in place */
+    SK_LANE_QUICK, /* a read of well under a millisecond: run on the core's thread, at once or at the end
+                    * of the turn, so that the core can add to it what else has come */
     SK_LANE_SLOW,  /* a read that may take long: a search thread */
     SK_LANE_WRITE, /* the one writer/indexer thread: jobs of this lane run one at a time, in order */
 };
@@ -27,6 +28,7 @@ enum sk_lane {
 struct sk_job {
     void (*run)(struct sk_job *job);
     enum sk_lane lane;
+    uint32_t cost_us; /* what QUICK will about take; 0: not known. Ready answers do not wait for more. */
     struct sk_job *next; /* the shell's while submitted */
 };
 

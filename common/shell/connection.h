@@ -17,10 +17,12 @@ struct sk_connection {
     struct sk_socket *socket;
     struct sk_connection *next;      /* of the socket's links, or of the dead */
     struct sk_connection *next_held; /* of the reactor's held */
+    struct sk_connection *next_corked; /* of the reactor's corked */
     uint64_t serial;                 /* generation, slot */
     enum sk_connection_state state;
     bool is_link;                    /* a known process */
     bool is_held;                    /* in the reactor's list */
+    bool is_corked;                  /* `out` has messages that nobody has tried to send yet */
     bool has_unread;                 /* in `in` are bytes that nobody has looked at yet */
     bool is_deaf;                    /* it has closed: what it had sent still counts, answers do not */
     sk_peer peer;                    /* of a link */
@@ -51,6 +53,7 @@ void sk_connection_hold(struct sk_connection *self);
 /* The pieces of one message or command; what cannot be sent now is kept. False: dropped. */
 bool sk_connection_write(struct sk_connection *self, struct iovec *pieces, unsigned count);
 void sk_connection_flush(struct sk_connection *self);
+void sk_connection_uncork(struct sk_connection *self); /* takes it out of the list; sends nothing */
 struct sk_connection *sk_connection_of(const struct sk_socket *socket, sk_peer peer);
 
 #endif

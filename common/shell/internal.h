@@ -139,6 +139,10 @@ void sk_connection_kill(struct sk_connection *self);
 void sk_connections_close(struct sk_socket *socket);
 /* Gives those that are held a turn. */
 void sk_connections_look(struct sk_reactor *reactor);
+/* Sends what this turn has gathered; nothing is held while the loop waits. */
+void sk_connections_flush(struct sk_reactor *reactor);
+/* The same when what is gathered would be held too long by work of so many us; 0: not known, at once. */
+void sk_connections_flush_before(struct sk_reactor *reactor, uint32_t work_us);
 /* Ends handshakes that take too long; returns when to look next. */
 uint64_t sk_connections_on_time(struct sk_reactor *reactor, uint64_t now_us);
 
@@ -192,8 +196,7 @@ struct sk_reactor {
     struct sk_watch watches[SK_WATCHES_MAX];
     sk_peer gone[SK_GONE_MAX]; /* links whose send has failed in this turn */
     unsigned gone_count;
-    struct sk_job *quick_first, *quick_last; /* submitted by a job that runs in place */
-    bool is_in_place;
+    struct sk_job *quick_first, *quick_last; /* run at the end of the turn */
     char token[SK_TOKEN_BYTES_MAX + 1]; /* of this node's links; "": none */
     uint64_t armed_us; /* of timer; UINT64_MAX: not armed */
     struct sk_connection **connections; /* by slot */
@@ -201,6 +204,8 @@ struct sk_reactor {
     uint64_t generation;
     struct sk_connection *dead; /* closed in this turn */
     struct sk_connection *held, *held_last; /* messages that were read wait for the next turn */
+    struct sk_connection *corked; /* messages for them are gathered to be sent together */
+    uint64_t corked_us;         /* since when */
     uint32_t connections_max;   /* more are not let in */
     uint8_t *scratch;           /* what is read first */
     uint64_t out_bytes;         /* that wait for clients that do not read */

@@ -135,6 +135,7 @@ void sk_connection_kill(struct sk_connection *self)
     }
     if (self->is_held)
         unhold(self);
+    sk_connection_uncork(self);
     reactor->connections[self->serial & ((1U << SK_SLOT_BITS) - 1)] = NULL;
     reactor->connection_count--;
     unlink_link(self);

@@ -55,8 +55,7 @@ static void io_send(void *impl, sk_peer to, const struct sk_span *parts, unsigne
     sk_socket_send(impl, to, parts, part_count);
 }
 
-/* Runs it here, and then what it or its completion submitted for here: a loop, not a recursion, so
- * that a queue of a thousand quick reads needs no deep stack. */
+/* It is run here, at the end of the turn: until then the core may add to it. */
 static void run_in_place(struct sk_reactor *self, struct sk_job *job)
 {
     job->next = NULL;
@@ -65,20 +64,23 @@ static void run_in_place(struct sk_reactor *self, struct sk_job *job)
     else
         self->quick_last->next = job;
     self->quick_last = job;
-    if (self->is_in_place)
-        return;
-    self->is_in_place = true;
+}
+
+/* Also what these or their completion submit for here: a loop, not a recursion, so that a queue of a
+ * thousand quick reads needs no deep stack. */
+static void run_quick(struct sk_reactor *self)
+{
     while (self->quick_first != NULL) {
         struct sk_job *next = self->quick_first;
         self->quick_first = next->next;
         if (self->quick_first == NULL)
             self->quick_last = NULL;
         next->next = NULL;
+        sk_connections_flush_before(self, next->cost_us);
         next->run(next);
         if (self->core.on_job_done != NULL)
             self->core.on_job_done(self->core.core, next);
     }
-    self->is_in_place = false;
 }
 
 static void io_submit(void *impl, struct sk_job *job)
@@ -115,21 +117,29 @@ static void arm(struct sk_reactor *self, uint64_t when_us)
     self->armed_us = when_us;
 }
 
-/* What every turn of the loop ends with: links that are gone, the core's timer. */
+/* What every turn of the loop ends with: quick jobs, what it has gathered is sent, links that are gone, the
+ * core's timer. */
 static void turn(struct sk_reactor *self)
 {
+    run_quick(self);
+    sk_connections_flush(self);
     for (unsigned count = self->gone_count, i = 0; i < count; i++) { /* more of them: the next turn */
         sk_peer peer = self->gone[0];
         memmove(self->gone, self->gone + 1, --self->gone_count * sizeof self->gone[0]);
         if (self->core.on_disconnected != NULL)
             self->core.on_disconnected(self->core.core, peer);
     }
-    uint64_t when_us = self->core.on_time != NULL ? self->core.on_time(self->core.core) : UINT64_MAX;
+    uint64_t when_us;
+    do {
+        run_quick(self);
+        when_us = self->core.on_time != NULL ? self->core.on_time(self->core.core) : UINT64_MAX;
+    } while (self->quick_first != NULL);
     if (self->ipc_next_us != UINT64_MAX) {
         uint64_t now = sk_reactor_now_us();
         if (self->ipc_next_us <= now)
             self->ipc_next_us = sk_ipc_on_time(self, now);
     }
+    sk_connections_flush(self);
     sk_ipc_reap(self);
     when_us = self->ipc_next_us < when_us ? self->ipc_next_us : when_us;
     /* An armed timer that is too early is left alone: it costs one turn, re-arming it a system call for
@@ -291,7 +301,9 @@ int sk_reactor_run(struct sk_reactor *self)
 {
     turn(self); /* arms the core's first timer */
     while (!self->is_stopped) {
-        bool has_more = self->held != NULL || sk_sockets_are_dirty(self); /* also by the last turn */
+        /* also by the last turn */
+        bool has_more =
+            self->held != NULL || self->gone_count != 0 || sk_sockets_are_dirty(self);
         sk_loop_once(&self->loop, !has_more);
         if (self->is_stopped)
             break;
@@ -299,6 +311,7 @@ int sk_reactor_run(struct sk_reactor *self)
         sk_sockets_look(self);
         turn(self);
     }
+    sk_connections_flush(self);
     return self->status;
 }
 

@@ -126,6 +126,7 @@ void sk_reactor_unwatch(struct sk_reactor *self, int fd);
 
 struct sk_reactor_counters {
     uint64_t received, sent;
+    uint64_t writes;          /* system calls that sent messages over ipc; fewer than messages under load */
     uint64_t dropped_slow;    /* the peer does not read: its queue was full */
     uint64_t dropped_gone;    /* the peer went away */
     uint64_t dropped_unknown; /* from a routing id that is nobody's, or to a return address twice */

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -21,7 +22,18 @@ struct server {
     struct sk_reactor *reactor;
     pthread_t thread;
     char dir[64], client[96], worker[96];
+    struct sk_job job; /* of QUICK: waits until the test lets it go on */
+    atomic_bool may_go_on;
 };
+
+static struct server *waiting_server;
+
+static void wait_to_go_on(struct sk_job *job)
+{
+    (void)job;
+    for (unsigned i = 0; i < 2 * WAIT_MS && !atomic_load(&waiting_server->may_go_on); i++)
+        usleep(1000);
+}
 
 static void on_client(void *core, sk_peer from, enum sk_role role, const char *key,
                       struct sk_span frame)
@@ -30,10 +42,19 @@ static void on_client(void *core, sk_peer from, enum sk_role role, const char *k
     const struct sk_io *io = sk_reactor_io(self->reactor);
     static char large[100000];
     struct sk_span part = sk_span_is(frame, "large") ? sk_span_of(large, sizeof large) : frame;
+    uint64_t writes = sk_reactor_counters(self->reactor)->writes;
+    if (sk_span_is(frame, "writes"))
+        part = sk_span_of(&writes, sizeof writes);
     (void)role;
     (void)key;
     if (sk_span_is(frame, "stop"))
         sk_reactor_stop(self->reactor, 0);
+    if (sk_span_is(frame, "job") || sk_span_is(frame, "long job")) {
+        waiting_server = self;
+        self->job = (struct sk_job){
+            .run = wait_to_go_on, .lane = SK_LANE_QUICK, .cost_us = frame.size == 3 ? 0 : 200};
+        io->submit(io->impl, &self->job);
+    }
     io->send(io->impl, from, &part, 1);
 }
 
@@ -385,6 +406,69 @@ static void a_client_that_reads_late_loses_nothing(void **state)
     server_end(&self);
 }
 
+static uint64_t writes_of(int fd)
+{
+    uint64_t writes;
+    uint8_t head[2];
+    put_frame(fd, "writes", false, false);
+    assert_true(get(fd, head, sizeof head) && get(fd, &writes, sizeof writes));
+    return writes;
+}
+
+/* Short and long frames, with more than one turn's and one buffer's worth of them. */
+static void answers_of_one_turn_leave_together_and_in_order(void **state)
+{
+    (void)state;
+    struct server self;
+    server_start(&self);
+    enum { COUNT = 60, LONG = 9000 };
+    static uint8_t all[COUNT * (LONG + SK_ZMTP_HEAD_BYTES_MAX)], back[sizeof all];
+    size_t size = 0;
+    int fd = peer_ready(self.client, "");
+    uint64_t writes = writes_of(fd);
+    for (unsigned i = 0; i < COUNT; i++) {
+        size += sk_zmtp_head(all + size, 200, false, false);
+        memset(all + size, (int)i, 200);
+        size += 200;
+    }
+    put(fd, all, size);
+    assert_true(get(fd, back, size));
+    assert_memory_equal(back, all, size);
+    assert_in_range(writes_of(fd) - writes, 2, COUNT / 4); /* two, where nothing stops the loop */
+    size = 0;
+    for (unsigned i = 0; i < COUNT; i++) { /* those that are not gathered keep their place */
+        size_t length = i % 3 == 1 ? LONG : 100;
+        size += sk_zmtp_head(all + size, length, false, false);
+        memset(all + size, (int)i, length);
+        size += length;
+    }
+    put(fd, all, size);
+    assert_true(get(fd, back, size));
+    assert_memory_equal(back, all, size);
+    close(fd);
+    server_end(&self);
+}
+
+/* What is ready does not wait for a job that may take long. */
+static void ready_answers_do_not_wait_for_work(void **state)
+{
+    (void)state;
+    struct server self;
+    for (unsigned is_long = 0; is_long < 2; is_long++) {
+        server_start(&self);
+        atomic_store(&self.may_go_on, false);
+        int fd = peer_ready(self.client, "");
+        const char *both = is_long ? "\0\5hello\0\10long job" : "\0\5hello\0\3job";
+        put(fd, both, is_long ? 17 : 12);
+        want_frame(fd, "hello", false);
+        want_frame(fd, is_long ? "long job" : "job", false);
+        atomic_store(&self.may_go_on, true);
+        still_serves(&self);
+        close(fd);
+        server_end(&self);
+    }
+}
+
 static void an_ipc_door_wants_no_curve_and_says_so_by_closing(void **state)
 {
     (void)state;
@@ -411,6 +495,8 @@ int main(void)
         cmocka_unit_test(the_second_under_one_name_takes_the_place_of_the_first),
         cmocka_unit_test(links_that_write_at_the_same_time_do_not_wait_for_ever),
         cmocka_unit_test(a_client_that_reads_late_loses_nothing),
+        cmocka_unit_test(answers_of_one_turn_leave_together_and_in_order),
+        cmocka_unit_test(ready_answers_do_not_wait_for_work),
         cmocka_unit_test(an_ipc_door_wants_no_curve_and_says_so_by_closing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
