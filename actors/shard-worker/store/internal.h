@@ -129,6 +129,15 @@ struct sk_store {
     struct stored_counters counters;
 };
 
+/* known.c */
+struct known_rows {
+    bool is_on;
+    uint32_t generation; /* of what is known now; 0: nothing was yet */
+    uint64_t number;     /* of the transaction that it was found in */
+    uint64_t *words;
+    size_t capacity; /* rows */
+};
+
 struct sk_store_reader {
     struct sk_store *store; /* NULL once it is closed */
     struct sk_store_reader *next;
@@ -137,6 +146,7 @@ struct sk_store_reader {
     uint64_t wall_us;
     const uint8_t *block; /* of vectors, the last that was asked for; NULL: none yet */
     uint64_t block_key;
+    struct known_rows known;
 };
 
 /* store.c */
@@ -181,8 +191,20 @@ const struct field_state *sk_states_find(const struct field_states *self, uint16
 /* Ends what the idle readers keep of the environment before it is closed. */
 void sk_readers_let_go(struct sk_store *self, bool is_for_good);
 
+/* known.c */
+void sk_known_begin(struct sk_store_reader *self);  /* a read transaction has begun */
+void sk_known_forget(struct sk_store_reader *self); /* the environment goes */
+bool sk_known_record(const struct sk_store_reader *self, uint32_t row, MDB_val *value);
+void sk_known_record_is(struct sk_store_reader *self, uint32_t row, MDB_val value);
+const uint8_t *sk_known_vector(const struct sk_store_reader *self, unsigned field, uint32_t row);
+void sk_known_vector_is(struct sk_store_reader *self, unsigned field, uint32_t row,
+                        const uint8_t *vector);
+void sk_known_expect(const struct sk_store_reader *self, uint32_t row); /* it will be asked for */
+
 /* rows.c */
 enum sk_err sk_record_parse(struct record_view *out, MDB_val value, uint32_t row, struct sk_diag *d);
+enum sk_err sk_record_find(const struct sk_store *self, MDB_txn *txn, uint32_t row, MDB_val *value,
+                           struct sk_diag *d); /* NOT_FOUND */
 enum sk_err sk_record_get(const struct sk_store *self, MDB_txn *txn, uint32_t row,
                           struct record_view *out, struct sk_diag *d); /* NOT_FOUND */
 enum sk_err sk_blocks_flush(struct sk_store *self, struct sk_diag *d);

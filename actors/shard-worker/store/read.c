@@ -30,6 +30,7 @@ void sk_store_reader_destroy(struct sk_store_reader **self)
     }
     if ((*self)->txn != NULL)
         mdb_txn_abort((*self)->txn);
+    sk_known_forget(*self);
     free(*self);
     *self = NULL;
 }
@@ -42,6 +43,7 @@ void sk_readers_let_go(struct sk_store *self, bool is_for_good)
         if (reader->txn != NULL)
             mdb_txn_abort(reader->txn);
         reader->txn = NULL;
+        sk_known_forget(reader);
         if (is_for_good)
             reader->store = NULL;
     }
@@ -64,6 +66,7 @@ enum sk_err sk_store_read_begin(struct sk_store_reader *self, uint64_t wall_us, 
     }
     self->is_active = true;
     self->block = NULL;
+    sk_known_begin(self);
     self->wall_us = wall_us;
     return SK_ERR_OK;
 }
@@ -99,9 +102,17 @@ enum sk_err sk_store_record(struct sk_store_reader *self, uint32_t row, struct s
                             struct sk_diag *d)
 {
     struct record_view view;
-    enum sk_err err = sk_record_get(self->store, self->txn, row, &view, d);
+    MDB_val value;
+    enum sk_err err = SK_ERR_OK;
+    bool is_known = sk_known_record(self, row, &value);
+    if (!is_known)
+        err = sk_record_find(self->store, self->txn, row, &value, d);
+    if (err == SK_ERR_OK)
+        err = sk_record_parse(&view, value, row, d);
     if (err != SK_ERR_OK)
         return err;
+    if (!is_known)
+        sk_known_record_is(self, row, value);
     if (!is_live(self, &view))
         return SK_ERR_NOT_FOUND;
     fill(out, &view);
@@ -134,6 +145,9 @@ const float *sk_store_vector(struct sk_store_reader *self, unsigned field, uint3
     const struct sk_store *store = self->store;
     uint32_t rows = store->block_rows[field], dim = store->schema.vectors[field].dim;
     uint64_t number = sk_block_key(field, row / rows);
+    const uint8_t *known = sk_known_vector(self, field, row);
+    if (known != NULL)
+        return (const float *)(const void *)known;
     if (self->block == NULL || self->block_key != number) { /* a scan asks for its rows in order */
         MDB_val key = sk_val(&number, sizeof number), value;
         if (mdb_get(self->txn, store->tables[T_VECTORS], &key, &value) != 0 ||
@@ -145,7 +159,34 @@ const float *sk_store_vector(struct sk_store_reader *self, unsigned field, uint3
     /* values of LMDB are aligned to 2; a block is a value of its own pages (16 bytes behind a page's
      * begin) or, for small dimensions, a node in a page, where the 16-byte key keeps it even */
     const uint8_t *at = self->block + (size_t)(row % rows) * dim * sizeof(float);
-    return ((uintptr_t)at % sizeof(float)) == 0 ? (const float *)(const void *)at : NULL;
+    if ((uintptr_t)at % sizeof(float) != 0)
+        return NULL;
+    sk_known_vector_is(self, field, row, at);
+    return (const float *)(const void *)at;
+}
+
+static void prefetch(const uint8_t *at, size_t bytes)
+{
+    enum { LINE_BYTES = 64 };
+    for (size_t i = 0; i < bytes; i += LINE_BYTES)
+        __builtin_prefetch(at + i);
+}
+
+void sk_store_vectors(struct sk_store_reader *self, unsigned field, const uint32_t *rows,
+                      uint32_t count, const float **out)
+{
+    enum { RECORD_BYTES = 192 }; /* head, registers, id and the begin of a payload */
+    size_t bytes = self->store->schema.vectors[field].dim * sizeof **out;
+    for (uint32_t i = 0; i < count; i++)
+        sk_known_expect(self, rows[i]);
+    for (uint32_t i = 0; i < count; i++) {
+        MDB_val record;
+        out[i] = sk_store_vector(self, field, rows[i]);
+        if (out[i] != NULL)
+            prefetch((const uint8_t *)out[i], bytes);
+        if (sk_known_record(self, rows[i], &record))
+            prefetch(record.mv_data, record.mv_size < RECORD_BYTES ? record.mv_size : RECORD_BYTES);
+    }
 }
 
 uint32_t sk_store_row_words(struct sk_store_reader *self)

@@ -29,16 +29,22 @@ enum sk_err sk_record_parse(struct record_view *out, MDB_val value, uint32_t row
     return SK_ERR_OK;
 }
 
+enum sk_err sk_record_find(const struct sk_store *self, MDB_txn *txn, uint32_t row, MDB_val *value,
+                           struct sk_diag *d)
+{
+    MDB_val key = sk_val(&row, sizeof row);
+    int rc = mdb_get(txn, self->tables[T_RECORDS], &key, value);
+    if (rc == MDB_NOTFOUND)
+        return SK_ERR_NOT_FOUND;
+    return rc == 0 ? SK_ERR_OK : sk_store_fail(NULL, rc, "records", d);
+}
+
 enum sk_err sk_record_get(const struct sk_store *self, MDB_txn *txn, uint32_t row,
                           struct record_view *out, struct sk_diag *d)
 {
-    MDB_val key = sk_val(&row, sizeof row), value;
-    int rc = mdb_get(txn, self->tables[T_RECORDS], &key, &value);
-    if (rc == MDB_NOTFOUND)
-        return SK_ERR_NOT_FOUND;
-    if (rc != 0)
-        return sk_store_fail(NULL, rc, "records", d);
-    return sk_record_parse(out, value, row, d);
+    MDB_val value;
+    enum sk_err err = sk_record_find(self, txn, row, &value, d);
+    return err == SK_ERR_OK ? sk_record_parse(out, value, row, d) : err;
 }
 
 /* ---- vectors, packed in blocks ---- */

@@ -22,7 +22,10 @@ struct sk_store;           /* opaque */
 struct sk_store_reader;    /* opaque */
 struct roaring_bitmap_s;   /* libroaring's, for sets of rows */
 
-enum { SK_STORE_FORMAT = 1 };
+enum {
+    SK_STORE_FORMAT = 1,
+    SK_STORE_KNOWN_ROWS_MAX = 1 << 22, /* that a reader remembers the places of */
+};
 
 struct sk_store_config {
     const char *folder;       /* made by the caller; borrowed for the call */
@@ -107,6 +110,10 @@ SK_CHECKED enum sk_err sk_store_index_step(struct sk_store *self, uint64_t wall_
 SK_CHECKED enum sk_err sk_store_reader_new(struct sk_store_reader **out, struct sk_store *store,
                                            struct sk_diag *d);
 void sk_store_reader_destroy(struct sk_store_reader **self);
+/* From now on it remembers where it has found rows, until the next commit of anybody: for one reader of a
+ * shard, that asks for the same rows again and again. Memory: 16 bytes and 8 for each vector field a row,
+ * of the rows up to the highest that was asked for. */
+void sk_store_reader_remember(struct sk_store_reader *self);
 /* A snapshot of what is committed now; records expired at wall_us are not seen. Keep it short: it pins
  * pages. Everything below is borrowed until sk_store_read_end. */
 SK_CHECKED enum sk_err sk_store_read_begin(struct sk_store_reader *self, uint64_t wall_us,
@@ -131,6 +138,10 @@ SK_CHECKED enum sk_err sk_store_record(struct sk_store_reader *self, uint32_t ro
 /* dim floats, aligned to 4; NULL when nothing is stored there. For rows of records: whether one is there
  * and not expired is for sk_store_record. */
 const float *sk_store_vector(struct sk_store_reader *self, unsigned field, uint32_t row);
+/* The vectors of count rows; they, and the records where it is known where they are, are on their way into
+ * the processor's caches. */
+void sk_store_vectors(struct sk_store_reader *self, unsigned field, const uint32_t *rows,
+                      uint32_t count, const float **out);
 
 /* All live rows (expired ones left out), or those that match. */
 struct sk_selection {
