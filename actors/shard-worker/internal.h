@@ -54,6 +54,7 @@ struct request {
     size_t frame_size;
     size_t size;               /* of all this; counted in worker.queued_bytes */
     uint32_t rows;             /* that a write brings or names */
+    bool wants_slow;           /* a read that was found to be more work than was thought */
     bool waited_for_index;     /* it stood in front of the queue while the pending buffer was full */
     struct sk_request decoded; /* spans into frame */
     /* the writer's answer */
@@ -139,22 +140,35 @@ struct grave {
     struct sk_index *index;
 };
 
-/* One read job and all that it needs; pooled by its shard. */
+enum { READS_TOGETHER_MAX = 8 };
+
+/* One request of a read job. */
+struct read {
+    struct request *request;
+    struct sk_buffer reply;
+    bool wants_slow; /* QUICK looked at it and found too much work: nothing was done */
+    enum sk_err code;
+    struct sk_diag diag;
+};
+
+/* One read job and all that it needs; pooled by its shard. Plain searches that wait at the same time are
+ * one job: it looks at one snapshot, and the index answers them together. */
 struct reader {
     struct sk_job job; /* first */
     struct reader *next;
     struct shard *shard;
     uint64_t number; /* see the head of this file */
-    struct request *request;
+    bool is_quick;   /* of QUICK jobs: its store reader remembers places */
+    bool takes_more; /* it has not begun to run: plain searches may join */
+    uint64_t cost_us;
+    struct read reads[READS_TOGETHER_MAX];
+    unsigned read_count;
     /* what run() works with */
+    struct read *read; /* the one it works on */
     struct sk_store_reader *store;
     struct sk_index_reader *index_readers[SK_VECTOR_FIELDS_MAX];
     struct sk_index *index_of[SK_VECTOR_FIELDS_MAX]; /* whose reader that is */
     struct sk_arena arena;
-    struct sk_buffer reply;
-    bool wants_slow; /* QUICK looked at it and found too much work: nothing was done */
-    enum sk_err code;
-    struct sk_diag diag;
 };
 
 enum turn {
@@ -209,6 +223,7 @@ struct shard {
     struct reader *idle; /* core */
     struct reader *running_first; /* by number */
     struct reader *running_last;
+    struct reader *quick; /* its job of QUICK: there is one at a time */
     uint64_t read_next; /* number of the next read job */
     struct queue reads;
 
@@ -298,6 +313,7 @@ uint64_t wall_us(const struct sk_worker *self);
 uint64_t sooner(uint64_t a, uint64_t b);
 void note(struct sk_worker *self, enum sk_worker_note kind, uint64_t a, uint64_t b);
 void queue_push(struct queue *self, struct request *request);
+void queue_push_front(struct queue *self, struct request *request);
 struct request *queue_pop(struct queue *self); /* NULL when empty */
 void queue_free(struct queue *self);
 void request_free(struct sk_worker *self, struct request *request);
@@ -361,8 +377,11 @@ SK_CHECKED enum sk_err read_filter(struct reader *reader, struct sk_filter **out
 SK_CHECKED enum sk_err read_deadline(const struct reader *reader, struct sk_diag *d);
 
 /* search.c */
-enum sk_lane search_lane(const struct shard *shard, const struct sk_request *request);
-SK_CHECKED enum sk_err search_run(struct reader *reader, struct sk_diag *d);
+/* What it will about take. */
+uint64_t search_cost_us(const struct shard *shard, const struct sk_request *request);
+/* One vector against one field, no filter: it can be answered together with others. */
+bool search_is_plain(const struct sk_request *request);
+void search_run(struct reader *reader); /* all of its reads */
 
 /* writes.c */
 void writes_enqueue(struct shard *shard, struct request *request);

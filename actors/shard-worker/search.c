@@ -1,55 +1,25 @@
-/* Nearest neighbours in one shard.
+/* Nearest neighbours in one shard: which lane, the request, its answer. How the neighbours are found is in
+ * search_graph.c.
  *
  * The order that makes an acknowledged write visible and never loses a record that is being replaced:
  * which index serves, then the snapshot of the store, then the pending rows, then the graph. A row that is
  * in the snapshot was published as pending before its transaction committed, and leaves the pending rows
  * only when the graph has it; a row that died after the snapshot stays in the graph until this job has
  * ended (the dying rows of internal.h). Candidates that the snapshot does not have are dropped. */
-#include "actors/shard-worker/internal.h"
+#include "actors/shard-worker/search.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum {
-    SCAN_MATCHES_MAX = 2000, /* so few matches are scored one by one, whatever the index */
-    ROW_SCAN_NS = 120,       /* finding a row's vector in the store */
-};
-
-struct search {
-    struct reader *reader;
-    const struct sk_request *request;
-    struct field *field;
-    struct sk_filter *filter;
-    bool is_selected; /* selection is filled */
-    struct sk_selection selection;
-    uint64_t *words; /* of the selection, for the graph */
-    uint32_t word_count;
-    struct sk_rank rank;
-    struct sk_scorer scorer;
-    const float *query;
-    struct sk_id like;
-    uint32_t *offered; /* pending rows that were offered to the rank */
-    uint32_t offered_count;
-    uint32_t offered_capacity;
-    bool is_exact; /* of all queries so far */
-    bool has_more;
-    uint64_t looked; /* rows since the clock was read */
-    enum sk_err code;
-};
-
-static uint64_t search_clock_us(void *impl)
-{
-    return now_us(impl);
-}
-
 /* ---- which lane ---- */
 
-static uint64_t scan_us(uint64_t rows, uint32_t dim)
+uint64_t search_scan_us(uint64_t rows, uint32_t dim)
 {
+    enum { ROW_SCAN_NS = 120 }; /* finding a row's vector in the store */
     return rows * (ROW_SCAN_NS + dim / 4) / 1000;
 }
 
-enum sk_lane search_lane(const struct shard *shard, const struct sk_request *request)
+uint64_t search_cost_us(const struct shard *shard, const struct sk_request *request)
 {
     uint64_t dim = shard->field_count != 0 ? shard->fields[0].schema.dim : 1;
     uint64_t queries = 1;
@@ -62,272 +32,14 @@ enum sk_lane search_lane(const struct shard *shard, const struct sk_request *req
     bool is_scan = request->exact || field->state != FIELD_READY;
     uint64_t records = atomic_load_explicit(&shard->records, memory_order_relaxed);
     uint64_t each =
-        is_scan ? scan_us(records, (uint32_t)dim)
+        is_scan ? search_scan_us(records, (uint32_t)dim)
                 : (uint64_t)(request->ef > request->limit ? request->ef : request->limit) * (dim / 256 + 1) *
                           2 +
-                      scan_us(sk_pending_count(&field->pending), (uint32_t)dim);
-    return queries * each <= shard->worker->config.quick_cost_max_us ? SK_LANE_QUICK
-                                                                     : SK_LANE_SLOW;
+                      search_scan_us(sk_pending_count(&field->pending), (uint32_t)dim);
+    return queries * each;
 }
 
-/* A job in place has found out that it would take long: nothing was done yet, a search thread does it. */
-static bool is_too_slow_here(struct search *self, uint64_t rows)
-{
-    struct reader *reader = self->reader;
-    if (reader->job.lane != SK_LANE_QUICK || scan_us(rows, self->field->schema.dim) <=
-                                                 reader->shard->worker->config.quick_cost_max_us)
-        return false;
-    reader->wants_slow = true;
-    return true;
-}
-
-/* ---- scoring ---- */
-
-static bool is_late(struct search *self)
-{
-    if (self->looked++ % DEADLINE_EVERY != 0)
-        return false;
-    struct sk_diag *d = &self->reader->diag;
-    if (self->code == SK_ERR_OK)
-        self->code = read_deadline(self->reader, d);
-    return self->code != SK_ERR_OK;
-}
-
-/* Offers a row and its vector; false when the snapshot does not have it (any more). */
-static bool offer(struct search *self, uint32_t row, const float *vector)
-{
-    struct sk_record record;
-    struct sk_diag ignored = {0};
-    float score = sk_scorer_exact(&self->scorer, vector);
-    if (!sk_rank_may_take(&self->rank, score))
-        return true;
-    enum sk_err rc = sk_store_record(self->reader->store, row, &record, &ignored);
-    if (rc == SK_ERR_NOT_FOUND)
-        return false;
-    if (rc != SK_ERR_OK) {
-        self->code = rc;
-        self->reader->diag = ignored;
-        return true;
-    }
-    if (self->like.size != 0 && sk_id_compare(&record.id, &self->like) == 0)
-        return true;
-    sk_rank_offer(&self->rank, score, row, &record.id);
-    return true;
-}
-
-/* A fast bound first: most rows of a scan need no exact score. */
-static bool offer_row(struct search *self, uint32_t row)
-{
-    const float *vector = sk_store_vector(self->reader->store, self->field->at, row);
-    float worst;
-    if (vector == NULL)
-        return false;
-    if (sk_rank_worst(&self->rank, &worst) && !sk_scorer_may_reach(&self->scorer, vector, worst))
-        return true;
-    return offer(self, row, vector);
-}
-
-static bool scan_each(void *impl, uint32_t row)
-{
-    struct search *self = impl;
-    if (is_late(self))
-        return false;
-    offer_row(self, row);
-    return self->code == SK_ERR_OK;
-}
-
-static enum sk_err select_rows(struct search *self, struct sk_diag *d)
-{
-    if (self->is_selected)
-        return SK_ERR_OK;
-    enum sk_err rc = sk_store_select(self->reader->store, self->filter, &self->selection, d);
-    self->is_selected = rc == SK_ERR_OK;
-    return rc;
-}
-
-/* Every live row that matches is scored. */
-static enum sk_err scan(struct search *self, struct sk_diag *d)
-{
-    enum sk_err rc = select_rows(self, d);
-    if (rc != SK_ERR_OK)
-        return rc;
-    if (is_too_slow_here(self, self->selection.count))
-        return SK_ERR_OK;
-    sk_rank_reset(&self->rank);
-    sk_selection_each(&self->selection, scan_each, self);
-    return self->code;
-}
-
-/* ---- the graph ---- */
-
-static enum sk_err index_reader(struct search *self, struct sk_index *index,
-                                struct sk_index_reader **out, struct sk_diag *d)
-{
-    struct reader *reader = self->reader;
-    unsigned f = self->field->at;
-    if (reader->index_of[f] != index) {
-        SK_CHECK(reader->index_readers[f] == NULL); /* taken away when its index was buried */
-        enum sk_err rc = sk_index_reader_new(&reader->index_readers[f], index, d);
-        if (rc != SK_ERR_OK)
-            return rc;
-        reader->index_of[f] = index;
-    }
-    *out = reader->index_readers[f];
-    return SK_ERR_OK;
-}
-
-static bool matches(const struct search *self, uint32_t row)
-{
-    return self->filter == NULL || sk_selection_has(&self->selection, row);
-}
-
-/* Rows that came from the pending buffer, so that the graph does not bring them a second time. */
-static bool remember(struct search *self, uint32_t row)
-{
-    if (self->offered_count == self->offered_capacity) {
-        uint32_t capacity = self->offered_capacity == 0 ? 64 : self->offered_capacity * 2;
-        uint32_t *grown = sk_arena_alloc(&self->reader->arena, capacity * sizeof *grown);
-        if (grown == NULL)
-            return false;
-        if (self->offered_count != 0)
-            memcpy(grown, self->offered, self->offered_count * sizeof *grown);
-        self->offered = grown;
-        self->offered_capacity = capacity;
-    }
-    self->offered[self->offered_count++] = row;
-    return true;
-}
-
-static bool is_offered(const struct search *self, uint32_t row)
-{
-    for (uint32_t i = 0; i < self->offered_count; i++)
-        if (self->offered[i] == row)
-            return true;
-    return false;
-}
-
-/* Pending rows are scored like all others; rows that the snapshot does not have are left alone. */
-static void scan_pending(struct search *self)
-{
-    const struct sk_pending *pending = &self->field->pending;
-    self->offered_count = 0;
-    for (const struct sk_pending_chunk *c = sk_pending_begin(pending);
-         c != NULL && self->code == SK_ERR_OK; c = sk_pending_next(c))
-        for (uint32_t i = sk_pending_from(c); i < c->count; i++) {
-            float worst;
-            uint64_t birth;
-            const float *vector = c->vectors + (size_t)i * c->dim;
-            if (sk_rank_worst(&self->rank, &worst) &&
-                !sk_scorer_may_reach(&self->scorer, vector, worst))
-                continue;
-            if (!sk_store_row_birth(self->reader->store, c->rows[i], &birth) ||
-                birth != c->lseqs[i] || !matches(self, c->rows[i]))
-                continue;
-            if (!remember(self, c->rows[i])) {
-                self->code = sk_fail(&self->reader->diag, SK_ERR_NOMEM, "no memory to search with");
-                break;
-            }
-            offer_row(self, c->rows[i]);
-        }
-}
-
-static void prefetch(const float *vector, uint32_t dim)
-{
-    for (uint32_t i = 0; i < dim; i += 16)
-        __builtin_prefetch(vector + i);
-}
-
-/* The stored vectors of all candidates are on their way before the first is scored. */
-static enum sk_err offer_result(struct search *self, const struct sk_index_result *result,
-                                uint32_t *dropped, struct sk_diag *d)
-{
-    const float **vectors = sk_arena_alloc(&self->reader->arena,
-                                           (size_t)result->count * sizeof *vectors);
-    if (vectors == NULL)
-        return sk_fail(d, SK_ERR_NOMEM, "no memory for %u candidates", result->count);
-    for (uint32_t i = 0; i < result->count; i++) {
-        vectors[i] = sk_store_vector(self->reader->store, self->field->at, result->rows[i]);
-        if (vectors[i] != NULL)
-            prefetch(vectors[i], self->field->schema.dim);
-    }
-    *dropped = 0;
-    for (uint32_t i = 0; i < result->count && self->code == SK_ERR_OK; i++) {
-        if (is_offered(self, result->rows[i]))
-            continue;
-        if (vectors[i] == NULL || !offer(self, result->rows[i], vectors[i]))
-            ++*dropped;
-    }
-    return self->code;
-}
-
-/* Once: k candidates of the graph and the pending rows. *dropped: candidates the snapshot lacks. */
-static enum sk_err graph_once(struct search *self, struct sk_index *index, uint32_t k,
-                              struct sk_index_result *result, uint32_t *dropped, struct sk_diag *d)
-{
-    struct sk_index_reader *index_reader_;
-    const struct sk_request *request = self->request;
-    struct sk_worker *worker = self->reader->shard->worker;
-    struct sk_index_filter filter = {.words = self->words,
-                                     .word_count = self->word_count,
-                                     .match_count = (uint32_t)self->selection.count};
-    sk_rank_reset(&self->rank);
-    scan_pending(self);
-    if (self->code != SK_ERR_OK)
-        return self->code;
-    const struct sk_index_query query = {
-        .vector = self->query,
-        .k = k,
-        .ef = sk_request_has(request, SK_FIELD_ef) ? request->ef : 0,
-        .nprobe = request->nprobe,
-        .recall_target = (float)request->recall,
-        .has_score_worst = sk_request_has(request, SK_FIELD_score_threshold),
-        .score_worst = (float)request->score_threshold,
-        .filter = self->filter != NULL ? &filter : NULL,
-        .deadline_us = self->reader->request->deadline_us,
-        .clock = {worker, search_clock_us},
-        .is_exact = request->exact,
-    };
-    enum sk_err rc = index_reader(self, index, &index_reader_, d);
-    if (rc == SK_ERR_OK)
-        rc = sk_index_search(index, index_reader_, &query, result, d);
-    if (rc != SK_ERR_OK)
-        return rc;
-    if (result->is_truncated)
-        return sk_fail(d, SK_ERR_DEADLINE, "the deadline passed while searching");
-    return offer_result(self, result, dropped, d);
-}
-
-/* *is_answered false: the scan must answer. */
-static enum sk_err graph(struct search *self, struct sk_index *index, bool *is_answered,
-                         struct sk_diag *d)
-{
-    uint32_t k = self->rank.limit + (self->like.size != 0) + self->rank.has_threshold;
-    *is_answered = false;
-    for (unsigned tries = 0; tries < 4 && k <= SK_INDEX_EF_MAX; tries++) {
-        uint32_t capacity = sk_index_result_rows(k);
-        struct sk_index_result result = {.capacity = capacity};
-        result.rows = sk_arena_alloc(&self->reader->arena, capacity * sizeof *result.rows);
-        result.scores = sk_arena_alloc(&self->reader->arena, capacity * sizeof *result.scores);
-        if (result.rows == NULL || result.scores == NULL)
-            return sk_fail(d, SK_ERR_NOMEM, "no memory for %u candidates", capacity);
-        uint32_t dropped = 0;
-        enum sk_err rc = graph_once(self, index, k, &result, &dropped, d);
-        if (rc != SK_ERR_OK)
-            return rc;
-        bool is_certain = result.is_certain && dropped == 0;
-        if (self->request->exact && !is_certain)
-            return SK_ERR_OK;
-        /* The rank may be full of pending rows that are worse than what the index still has. */
-        bool is_short = dropped != 0 && result.count >= k && result.count - dropped < k;
-        if (!is_short) {
-            self->is_exact = self->is_exact && is_certain;
-            *is_answered = true;
-            return SK_ERR_OK;
-        }
-        k = 2 * k + dropped; /* rows that died while we looked: ask further */
-    }
-    return SK_ERR_OK;
-}
+/* ---- the filter ---- */
 
 /* A range or a place may be the union of as many sets as there are records. */
 static bool is_heavy(const struct sk_filter *filter)
@@ -358,10 +70,10 @@ static enum sk_err prepare_filter(struct search *self, struct sk_diag *d)
     uint64_t records = atomic_load_explicit(&reader->shard->records, memory_order_relaxed);
     if ((is_heavy(self->filter) ||
          sk_filter_undeclared(self->filter, reader->shard->schema) != NULL) &&
-        is_too_slow_here(self, records * 4))
+        search_is_too_slow_here(self, records * 4))
         return SK_ERR_OK;
-    rc = select_rows(self, d);
-    if (rc != SK_ERR_OK || self->selection.count <= SCAN_MATCHES_MAX)
+    rc = search_select(self, d);
+    if (rc != SK_ERR_OK || self->selection.count <= SEARCH_MATCHES_SCANNED_MAX)
         return rc;
     self->word_count = sk_store_row_words(reader->store);
     self->words = sk_arena_zalloc(&reader->arena, self->word_count, sizeof *self->words);
@@ -369,32 +81,6 @@ static enum sk_err prepare_filter(struct search *self, struct sk_diag *d)
         return sk_fail(d, SK_ERR_NOMEM, "no memory for a filter over %u rows",
                        self->word_count * 64);
     sk_selection_words(&self->selection, self->words, self->word_count);
-    return SK_ERR_OK;
-}
-
-static enum sk_err search_one(struct search *self, struct sk_index *index, struct sk_diag *d)
-{
-    bool is_answered = false;
-    struct field *field = self->field;
-    sk_scorer_init(&self->scorer, self->reader->shard->worker->kernels,
-                   (enum sk_metric)field->schema.metric, self->query, field->schema.dim);
-    bool is_small = self->filter != NULL && self->selection.count <= SCAN_MATCHES_MAX;
-    if (index != NULL && !is_small) {
-        enum sk_err rc = graph(self, index, &is_answered, d);
-        if (rc != SK_ERR_OK && rc != SK_ERR_INVALID) /* INVALID: a length it cannot take, a scan can */
-            return rc;
-        /* the index was given up in the meantime: its pending rows may be gone */
-        if (atomic_load_explicit(&field->serving, memory_order_acquire) != index)
-            is_answered = false;
-    }
-    if (!is_answered) {
-        self->code = SK_ERR_OK;
-        enum sk_err rc = scan(self, d);
-        if (rc != SK_ERR_OK || self->reader->wants_slow)
-            return rc;
-    }
-    self->has_more = self->has_more || self->rank.has_more;
-    sk_rank_finish(&self->rank);
     return SK_ERR_OK;
 }
 
@@ -444,7 +130,7 @@ static void put_end(struct search *self, struct sk_reply_writer *reply)
         sk_put_text(to, self->selection.warning);
     }
     sk_reply_key(reply, "took_us");
-    sk_put_u64(to, now_us(reader->shard->worker) - reader->request->arrived_us);
+    sk_put_u64(to, now_us(reader->shard->worker) - reader->read->request->arrived_us);
     sk_reply_end(reply);
 }
 
@@ -504,69 +190,160 @@ static enum sk_err check_form(const struct sk_request *request, struct sk_diag *
     return SK_ERR_OK;
 }
 
-static enum sk_err run_queries(struct search *self, struct sk_index *index, const float *like,
-                               struct sk_diag *d)
+static enum sk_err read_query(struct search *self, struct sk_queries *queries, struct sk_diag *d)
+{
+    const struct sk_vector_field *schema = &self->field->schema;
+    if (self->vector == NULL)
+        self->vector = sk_arena_alloc(&self->reader->arena, schema->dim * sizeof *self->vector);
+    if (self->vector == NULL)
+        return sk_fail(d, SK_ERR_NOMEM, "no memory for a query");
+    self->query = self->vector;
+    return sk_queries_next(queries, schema->metric, self->vector, d);
+}
+
+/* The only query of a plain search. */
+static enum sk_err read_only_query(struct search *self, struct sk_diag *d)
+{
+    struct sk_queries queries;
+    enum sk_err rc = sk_queries_begin(&queries, self->request, self->field->schema.dim, d);
+    return rc == SK_ERR_OK ? read_query(self, &queries, d) : rc;
+}
+
+static enum sk_err run_queries(struct search *self, struct sk_index *index, struct sk_diag *d)
 {
     struct reader *reader = self->reader;
-    const struct sk_vector_field *schema = &self->field->schema;
+    struct sk_buffer *to = &self->read->reply;
     struct sk_queries queries = {.count = 1};
-    float *vector = sk_arena_alloc(&reader->arena, schema->dim * sizeof *vector);
-    if (vector == NULL)
-        return sk_fail(d, SK_ERR_NOMEM, "no memory for a query");
+    bool is_read = self->query != NULL; /* like, or read ahead */
     enum sk_err rc =
-        like != NULL ? SK_ERR_OK : sk_queries_begin(&queries, self->request, schema->dim, d);
+        is_read ? SK_ERR_OK
+                : sk_queries_begin(&queries, self->request, self->field->schema.dim, d);
     if (rc != SK_ERR_OK)
         return rc;
     struct sk_reply_writer reply;
-    sk_reply_begin(&reply, &reader->reply, &self->request->id);
+    sk_reply_begin(&reply, to, &self->request->id);
     sk_reply_key(&reply, "hits");
     if (queries.is_many)
-        sk_put_array(&reader->reply, queries.count);
+        sk_put_array(to, queries.count);
     for (uint32_t q = 0; q < queries.count; q++) {
-        self->query = like != NULL ? like : vector;
-        if (like == NULL)
-            rc = sk_queries_next(&queries, schema->metric, vector, d);
+        if (!is_read)
+            rc = read_query(self, &queries, d);
         if (rc == SK_ERR_OK)
             rc = search_one(self, index, d);
-        if (rc != SK_ERR_OK || reader->wants_slow)
+        if (rc != SK_ERR_OK || self->read->wants_slow)
             return rc;
-        rc = put_hits(self, &reader->reply, d);
+        rc = put_hits(self, to, d);
         if (rc == SK_ERR_OK && queries.count > 1)
             rc = read_deadline(reader, d);
         if (rc != SK_ERR_OK)
             return rc;
     }
     put_end(self, &reply);
-    return sk_buffer_check(&reader->reply, d);
+    return sk_buffer_check(to, d);
 }
 
-enum sk_err search_run(struct reader *reader, struct sk_diag *d)
+bool search_is_plain(const struct sk_request *request)
 {
-    struct search self = {.reader = reader, .request = &reader->request->decoded, .is_exact = true};
-    struct sk_rank *rank = &self.rank;
-    enum sk_err rc = check_form(self.request, d);
+    return sk_request_has(request, SK_FIELD_vector) && !sk_request_has(request, SK_FIELD_queries) &&
+           !sk_request_has(request, SK_FIELD_like) && !sk_request_has(request, SK_FIELD_filter) &&
+           !request->exact;
+}
+
+/* What can be said without looking into the store. */
+static enum sk_err begin(struct search *self, struct sk_diag *d)
+{
+    enum sk_err rc = read_deadline(self->reader, d);
     if (rc == SK_ERR_OK)
-        rc = find_field(&self, d);
-    if (rc != SK_ERR_OK)
-        return rc;
-    /* before the snapshot: see the head of this file */
-    struct sk_index *index = atomic_load_explicit(&self.field->serving, memory_order_acquire);
-    const float *like = NULL;
-    rc = sk_store_read_begin(reader->store, wall_us(reader->shard->worker), d);
-    if (rc != SK_ERR_OK)
-        return rc;
-    rc = sk_rank_init(rank, (enum sk_metric)self.field->schema.metric, self.request->limit, d);
-    if (rc == SK_ERR_OK && sk_request_has(self.request, SK_FIELD_score_threshold))
-        sk_rank_set_threshold(rank, (float)self.request->score_threshold);
-    if (rc == SK_ERR_OK && sk_request_has(self.request, SK_FIELD_like))
-        rc = find_like(&self, &like, d);
+        rc = check_form(self->request, d);
     if (rc == SK_ERR_OK)
-        rc = prepare_filter(&self, d);
-    if (rc == SK_ERR_OK && !reader->wants_slow)
-        rc = run_queries(&self, index, like, d);
-    sk_rank_deinit(rank);
-    if (self.is_selected)
-        sk_selection_deinit(&self.selection);
-    sk_store_read_end(reader->store);
+        rc = find_field(self, d);
+    if (rc == SK_ERR_OK)
+        rc = sk_rank_init(&self->rank, (enum sk_metric)self->field->schema.metric,
+                          self->request->limit, d);
+    if (rc == SK_ERR_OK && sk_request_has(self->request, SK_FIELD_score_threshold))
+        sk_rank_set_threshold(&self->rank, (float)self->request->score_threshold);
     return rc;
+}
+
+static void end(struct search *self)
+{
+    sk_rank_deinit(&self->rank);
+    if (self->is_selected)
+        sk_selection_deinit(&self->selection);
+}
+
+static struct read *turn_to(struct search *self)
+{
+    self->reader->read = self->read;
+    return self->read;
+}
+
+/* Alone. Inside the snapshot. */
+static enum sk_err run_one(struct search *self, struct sk_index *index, struct sk_diag *d)
+{
+    enum sk_err rc = SK_ERR_OK;
+    if (sk_request_has(self->request, SK_FIELD_like))
+        rc = find_like(self, &self->query, d);
+    if (rc == SK_ERR_OK)
+        rc = prepare_filter(self, d);
+    if (rc == SK_ERR_OK && !self->read->wants_slow)
+        rc = run_queries(self, index, d);
+    return rc;
+}
+
+/* Plain searches of one field together: the walks of one wait for memory while others compute. */
+static void run_ahead(struct search *searches, unsigned count, struct sk_index *index)
+{
+    struct search *ahead[READS_TOGETHER_MAX];
+    unsigned ahead_count = 0;
+    for (unsigned i = 0; i < count; i++) {
+        struct read *read = turn_to(&searches[i]);
+        if (read->code == SK_ERR_OK)
+            read->code = read_only_query(&searches[i], &read->diag);
+        if (read->code == SK_ERR_OK)
+            ahead[ahead_count++] = &searches[i];
+    }
+    if (ahead_count > 1 && index != NULL)
+        search_ahead(ahead, ahead_count, index);
+}
+
+void search_run(struct reader *reader)
+{
+    struct search searches[READS_TOGETHER_MAX];
+    const unsigned count = reader->read_count;
+    struct field *field = NULL;
+    for (unsigned i = 0; i < count; i++) {
+        struct read *read = &reader->reads[i];
+        searches[i] = (struct search){.reader = reader,
+                                      .read = read,
+                                      .request = &read->request->decoded,
+                                      .is_exact = true};
+        (void)turn_to(&searches[i]);
+        read->code = begin(&searches[i], &read->diag);
+        if (read->code == SK_ERR_OK)
+            field = searches[i].field;
+    }
+    /* before the snapshot: see the head of this file */
+    struct sk_index *index =
+        field != NULL ? atomic_load_explicit(&field->serving, memory_order_acquire) : NULL;
+    struct sk_diag d = {0};
+    enum sk_err rc = field == NULL ? SK_ERR_OK
+                                   : sk_store_read_begin(reader->store,
+                                                         wall_us(reader->shard->worker), &d);
+    if (count > 1 && rc == SK_ERR_OK)
+        run_ahead(searches, count, index);
+    search_expect(&searches[0]);
+    for (unsigned i = 0; i < count; i++) {
+        struct read *read = turn_to(&searches[i]);
+        if (i + 1 < count)
+            search_expect(&searches[i + 1]);
+        if (read->code == SK_ERR_OK && rc != SK_ERR_OK) {
+            read->code = rc;
+            read->diag = d;
+        } else if (read->code == SK_ERR_OK) {
+            read->code = run_one(&searches[i], index, &read->diag);
+        }
+        end(&searches[i]);
+    }
+    sk_store_read_end(reader->store);
 }

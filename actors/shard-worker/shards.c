@@ -278,7 +278,8 @@ void shard_destroy(struct shard *shard)
     while (shard->running_first != NULL) { /* submitted, and never run any more */
         struct reader *reader = shard->running_first;
         shard->running_first = reader->next;
-        free(reader->request);
+        for (unsigned i = 0; i < reader->read_count; i++)
+            free(reader->reads[i].request);
         reader_destroy(reader);
     }
     readers_destroy_idle(shard);

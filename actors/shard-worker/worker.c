@@ -41,6 +41,15 @@ void queue_push(struct queue *self, struct request *request)
     self->count++;
 }
 
+void queue_push_front(struct queue *self, struct request *request)
+{
+    request->next = self->first;
+    self->first = request;
+    if (self->last == NULL)
+        self->last = request;
+    self->count++;
+}
+
 struct request *queue_pop(struct queue *self)
 {
     struct request *request = self->first;

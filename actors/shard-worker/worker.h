@@ -8,10 +8,10 @@
  * header); to it go replies (complete client replies), hello once the shards are open, and stats.
  * To the keeper goes map_get; from it comes the map. From SK_PEER_HINTS come the keeper's hints.
  *
- * Thread: new, destroy and every handler on one thread. run() of a submitted job may be called on
- * any thread of its lane: QUICK and SLOW jobs side by side, WRITE jobs one at a time; run() calls
- * io->mono_us and io->wall_us, nothing else of io. io->submit may call run() and then
- * sk_worker_on_job_done() before it returns (a shell does so for QUICK), or much later.
+ * Thread: new, destroy and every handler on one thread, and run() of QUICK jobs. run() of SLOW jobs may
+ * be called on any threads side by side, of WRITE jobs on any, one at a time; run() calls io->mono_us and
+ * io->wall_us, nothing else of io. io->submit may call run() and then sk_worker_on_job_done() before it
+ * returns, or much later: plain searches that come until then are answered by the same job.
  *
  * Durability. A write is acknowledged by on_job_done() of the WRITE job that committed it, never
  * earlier. A core that is destroyed (or whose process dies) without sk_worker_stop() loses nothing

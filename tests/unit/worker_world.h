@@ -42,6 +42,8 @@ struct world {
     uint64_t request_next, sequence;
     bool is_holding; /* WRITE jobs wait in held */
     struct sk_job *held;
+    bool is_gathering; /* QUICK jobs wait in gathered, as they do for the end of a turn */
+    struct sk_job *gathered;
     /* with threads: QUICK runs in place, SLOW and WRITE in the lanes */
     bool has_threads, is_ended;
     pthread_t threads[1 + SEARCH_THREADS];
@@ -140,8 +142,25 @@ static inline void io_submit(void *impl, struct sk_job *job)
         self->held = job;
         return;
     }
+    if (job->lane == SK_LANE_QUICK && self->is_gathering) {
+        assert_null(self->gathered); /* one at a time: more wait for its end */
+        self->gathered = job;
+        return;
+    }
     job->run(job);
     sk_worker_on_job_done(self->worker, job);
+}
+
+/* The end of a turn; how many jobs that were. */
+static inline unsigned run_gathered(struct world *self)
+{
+    unsigned count = 0;
+    for (struct sk_job *job; (job = self->gathered) != NULL; count++) {
+        self->gathered = NULL;
+        job->run(job);
+        sk_worker_on_job_done(self->worker, job);
+    }
+    return count;
 }
 
 static inline void release(struct world *self)
