@@ -12,7 +12,8 @@ enum sk_link_kind {
     SK_LINK_REQUEST = 1,
     SK_LINK_REPLY = 2,
     SK_LINK_HELLO = 3, /* worker -> router: body {number, pid, incarnation}; its shards are open */
-    SK_LINK_STATS = 4, /* worker -> router: body is a stats map */
+    SK_LINK_STATS = 4, /* worker -> router: body is a stats map; router -> worker, no body: tell them now,
+                        * with this number in `request` */
     SK_LINK_HINT = 5,  /* keeper's PUB: map_version only */
     SK_LINK_GOODBYE = 6,
 };

@@ -104,6 +104,7 @@ struct worker {
     uint64_t incarnation; /* 0: not known */
     uint64_t heard_us;
     struct sk_buffer stats; /* the last one it sent, checked for form */
+    uint64_t stats_asked, stats_told; /* numbers of the last question and of the last answer */
 };
 
 struct sk_router {
@@ -134,6 +135,7 @@ struct sk_router {
     struct sk_buffer node_status; /* the supervisor's last reply; empty: none */
     uint64_t node_status_asked; /* id of the question that is open; 0: none */
     uint64_t node_status_until_us; /* no answer to it is waited for any more */
+    uint64_t stats_number; /* of the last question to the workers */
     char wakeup_mode[16], wakeup_state[16];
     float *scratch; /* SK_DIM_MAX */
     struct sk_buffer reply;
@@ -236,6 +238,8 @@ void observe_keys(struct sk_router *self, struct request *request);
 void observe_ask(struct sk_router *self, struct request *request); /* stats, topology */
 void observe_answer(struct sk_router *self, struct request *request);
 void on_supervisor_message(struct sk_router *self, struct sk_span bytes);
+/* A worker has told its stats, or is gone: answers those who waited for it last. */
+void observe_heard(struct sk_router *self);
 
 /* collections.c: what is known of collections */
 void plan_describe(struct sk_router *self, struct request *request,

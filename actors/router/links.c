@@ -249,6 +249,8 @@ void worker_is_gone(struct sk_router *self, uint32_t number)
             waiting += request->parts[p].peer == SK_ROUTER_PEER_WORKER_0 + number &&
                        request->parts[p].state != PART_DONE;
     note(self, SK_ROUTER_NOTE_worker_gone, number, waiting);
+    if (worker->stats_told < worker->stats_asked)
+        observe_heard(self);
 }
 
 static void keep_stats(struct worker *worker, struct sk_span body)
@@ -287,6 +289,10 @@ void on_worker_message(struct sk_router *self, uint32_t number, struct sk_span b
     case SK_LINK_STATS:
         worker_is_up(self, number, header.incarnation, false);
         keep_stats(worker, body);
+        if (header.request > worker->stats_told) { /* an answer, not its own beat */
+            worker->stats_told = header.request;
+            observe_heard(self);
+        }
         break;
     case SK_LINK_GOODBYE:
         if (header.incarnation == worker->incarnation)

@@ -120,13 +120,14 @@ void observe_keys(struct sk_router *self, struct request *request)
     answer_reply(self, request, &reply);
 }
 
-/* ---- stats and topology: the supervisor is asked for the processes ---- */
+/* ---- stats and topology: the supervisor is asked for the processes, the workers for their shards ---- */
 
 static void ask_supervisor(struct sk_router *self, uint64_t now, uint64_t wait_us)
 {
     struct sk_request ask = {.op = SK_OP_NODE_STATUS};
     self->node_status_asked = self->number_next++;
     self->node_status_until_us = now + wait_us;
+    sk_buffer_clear(&self->node_status);
     ask.id = (struct sk_request_id){.is_present = true, .number = self->node_status_asked};
     ask.deadline_ms = self->config.supervisor_wait_ms;
     sk_buffer_clear(&self->encoded);
@@ -137,6 +138,44 @@ static void ask_supervisor(struct sk_router *self, uint64_t now, uint64_t wait_u
     self->io->send(self->io->impl, SK_ROUTER_PEER_SUPERVISOR, &part, 1);
 }
 
+/* What they told last may be a second old: who asks after a write wants to see it. */
+static void ask_workers(struct sk_router *self)
+{
+    uint8_t bytes[SK_LINK_HEADER_BYTES];
+    const struct sk_link_header header = {.kind = SK_LINK_STATS,
+                                          .role = SK_ROLE_LINK,
+                                          .request = ++self->stats_number,
+                                          .map_version = self->map.version};
+    sk_link_header_encode(bytes, &header);
+    const struct sk_span part = sk_span_of(bytes, sizeof bytes);
+    for (uint32_t w = 0; w < SK_WORKERS_MAX; w++) {
+        if (!self->workers[w].is_up)
+            continue;
+        self->workers[w].stats_asked = self->stats_number;
+        self->io->send(self->io->impl, SK_ROUTER_PEER_WORKER_0 + w, &part, 1);
+    }
+}
+
+static bool have_all_told(const struct sk_router *self)
+{
+    bool have_told = self->node_status_asked == 0;
+    for (uint32_t w = 0; w < SK_WORKERS_MAX && have_told; w++)
+        have_told = !self->workers[w].is_up ||
+                    self->workers[w].stats_told >= self->workers[w].stats_asked;
+    return have_told;
+}
+
+void observe_heard(struct sk_router *self)
+{
+    if (!have_all_told(self))
+        return;
+    for (struct request *request = self->requests, *next; request != NULL; request = next) {
+        next = request->after;
+        if (request->stage == STAGE_SUPERVISOR)
+            observe_answer(self, request);
+    }
+}
+
 void observe_ask(struct sk_router *self, struct request *request)
 {
     uint64_t now = now_us(self);
@@ -145,6 +184,7 @@ void observe_ask(struct sk_router *self, struct request *request)
         return;
     if (self->node_status_asked == 0 || now >= self->node_status_until_us)
         ask_supervisor(self, now, wait_us);
+    ask_workers(self);
     request->stage = STAGE_SUPERVISOR;
     uint64_t until = self->node_status_until_us;
     request_wake_at(self, request, until < request->deadline_us ? until : request->deadline_us);
@@ -167,12 +207,7 @@ void on_supervisor_message(struct sk_router *self, struct sk_span bytes)
         sk_buffer_append(&self->node_status, bytes.bytes, bytes.size);
     if (self->node_status.is_broken)
         sk_buffer_deinit(&self->node_status);
-    for (struct request *request = self->requests, *next; request != NULL; request = next) {
-        next = request->after;
-        if (request->stage == STAGE_SUPERVISOR)
-            observe_answer(self, request);
-    }
-    sk_buffer_clear(&self->node_status); /* the next one who asks wants a new one */
+    observe_heard(self);
 }
 
 static void put_wakeup(struct sk_router *self, struct sk_buffer *to)

@@ -475,6 +475,10 @@ void describe_on_done(struct sk_worker *self);
 /* stats.c */
 void shard_put_stats(struct shard *shard, struct sk_reply_writer *map);
 void worker_put_stats(struct sk_worker *self, struct sk_buffer *to);
+/* The disk that it takes now. Core. */
+void shard_look_at_disk(struct shard *shard);
+/* Sends them now: the router asked, with this number. */
+void stats_answer(struct sk_worker *self, uint64_t number);
 /* Sends the stats when it is time; returns when it wants to be called next. */
 uint64_t stats_send(struct sk_worker *self, uint64_t now);
 

@@ -46,6 +46,7 @@ static void answer_stats(struct shard *shard, struct request *request)
     struct sk_reply_writer reply;
     sk_buffer_clear(&self->reply);
     sk_reply_begin(&reply, &self->reply, &request->decoded.id);
+    shard_look_at_disk(shard);
     shard_put_stats(shard, &reply);
     sk_reply_end(&reply);
     answer(self, request, SK_ERR_OK, sk_buffer_span(&self->reply));

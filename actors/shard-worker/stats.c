@@ -142,6 +142,33 @@ static uint64_t digest(const struct sk_worker *self)
     return sum;
 }
 
+static void send_stats(struct sk_worker *self, uint64_t number)
+{
+    const struct sk_link_header header = {.kind = SK_LINK_STATS,
+                                          .worker = (uint16_t)self->config.number,
+                                          .request = number,
+                                          .incarnation = self->incarnation,
+                                          .map_version = self->map.version};
+    sk_buffer_clear(&self->reply);
+    worker_put_stats(self, &self->reply);
+    if (!self->reply.is_broken)
+        send_to(self, SK_PEER_ROUTER, &header, sk_buffer_span(&self->reply));
+}
+
+void shard_look_at_disk(struct shard *shard)
+{
+    if (shard->store != NULL)
+        atomic_store_explicit(&shard->disk_bytes, sk_store_file_bytes(shard->store),
+                              memory_order_relaxed);
+}
+
+void stats_answer(struct sk_worker *self, uint64_t number)
+{
+    for (struct shard *shard = self->shards; shard != NULL; shard = shard->next)
+        shard_look_at_disk(shard);
+    send_stats(self, number);
+}
+
 uint64_t stats_send(struct sk_worker *self, uint64_t now)
 {
     if (!self->is_ready)
@@ -156,14 +183,7 @@ uint64_t stats_send(struct sk_worker *self, uint64_t now)
     }
     self->stats_digest = sum;
     self->stats_us = now;
-    const struct sk_link_header header = {.kind = SK_LINK_STATS,
-                                          .worker = (uint16_t)self->config.number,
-                                          .incarnation = self->incarnation,
-                                          .map_version = self->map.version};
-    sk_buffer_clear(&self->reply);
-    worker_put_stats(self, &self->reply);
-    if (!self->reply.is_broken)
-        send_to(self, SK_PEER_ROUTER, &header, sk_buffer_span(&self->reply));
+    send_stats(self, 0);
     return self->stats_next_us;
 }
 

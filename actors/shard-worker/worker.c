@@ -341,6 +341,8 @@ void sk_worker_on_message(struct sk_worker *self, sk_peer from, struct sk_span b
         self->malformed++;
     else if (from == SK_PEER_ROUTER && header.kind == SK_LINK_REQUEST)
         requests_take(self, &header, body);
+    else if (from == SK_PEER_ROUTER && header.kind == SK_LINK_STATS)
+        stats_answer(self, header.request);
     else if (from == SK_PEER_KEEPER && header.kind == SK_LINK_REPLY)
         on_map(self, &header, body);
     else if (from == SK_PEER_HINTS && header.kind == SK_LINK_HINT)

@@ -2,6 +2,8 @@
 /* What the router knows of the node: the map, changes that the keeper makes, restore, stats. */
 #include "tests/unit/router_world.h"
 
+#include <math.h>
+
 static const sk_peer WORKER_0 = SK_ROUTER_PEER_WORKER_0;
 static const float query[2] = {1, 2};
 
@@ -222,10 +224,26 @@ static void a_restore_that_fails_takes_its_collection_away_again(void **state)
 
 /* ---- stats ---- */
 
-static void give_stats(struct world *w, uint32_t worker, uint64_t records)
+static void put_recall(struct sk_buffer *to, double measured, double ef_mean, uint64_t queries)
+{
+    sk_put_text(to, "recall");
+    sk_put_map(to, 4);
+    sk_put_text(to, "target");
+    sk_put_f64(to, 0.9);
+    sk_put_text(to, "measured");
+    sk_put_f64(to, measured);
+    sk_put_text(to, "ef_mean");
+    sk_put_f64(to, ef_mean);
+    sk_put_text(to, "queries");
+    sk_put_u64(to, queries);
+}
+
+/* number: of the question that it answers, 0 for none. */
+static void give_stats_for(struct world *w, uint32_t worker, uint64_t records, uint64_t number)
 {
     struct sk_buffer body = {0};
-    struct sk_link_header header = {.kind = SK_LINK_STATS, .incarnation = 100 + worker};
+    struct sk_link_header header = {
+        .kind = SK_LINK_STATS, .incarnation = 100 + worker, .request = number};
     sk_put_map(&body, 2);
     sk_put_text(&body, "reads_in_flight");
     sk_put_u64(&body, 3);
@@ -242,7 +260,8 @@ static void give_stats(struct world *w, uint32_t worker, uint64_t records)
     sk_put_u64(&body, records);
     sk_put_text(&body, "indexes");
     sk_put_array(&body, 1);
-    sk_put_map(&body, 4);
+    sk_put_map(&body, 5);
+    put_recall(&body, worker == 0 ? 0.8 : 1, worker == 0 ? 10 : 30, worker == 0 ? 100 : 300);
     sk_put_text(&body, "vector");
     sk_put_text(&body, "");
     sk_put_text(&body, "state");
@@ -253,6 +272,24 @@ static void give_stats(struct world *w, uint32_t worker, uint64_t records)
     sk_put_u64(&body, records);
     world_deliver(w, WORKER_0 + worker, &header, sk_buffer_span(&body));
     sk_buffer_deinit(&body);
+}
+
+static void give_stats(struct world *w, uint32_t worker, uint64_t records)
+{
+    give_stats_for(w, worker, records, 0);
+}
+
+/* The answer to the last of the router's questions. */
+static void tell_stats(struct world *w, uint32_t worker, uint64_t records)
+{
+    struct message *last = NULL;
+    for (struct message *m = world_take(w, WORKER_0 + worker); m != NULL;
+         m = world_take(w, WORKER_0 + worker))
+        last = m;
+    assert_non_null(last);
+    assert_int_equal(last->header.kind, SK_LINK_STATS);
+    assert_true(last->header.request != 0 && last->size == 0);
+    give_stats_for(w, worker, records, last->header.request);
 }
 
 static void give_node_status(struct world *w, struct message *ask)
@@ -286,6 +323,11 @@ static void stats_add_up_what_workers_and_supervisor_have_told(void **state)
     struct message *ask = world_take(&w, SK_ROUTER_PEER_SUPERVISOR);
     assert_null(world_take(&w, SK_ROUTER_PEER_SUPERVISOR)); /* one question for both */
     give_node_status(&w, ask);
+    assert_null(world_answer(&w, one)); /* the workers are asked what they have now */
+    tell_stats(&w, 0, 40);
+    give_stats(&w, 1, 3); /* its own beat says nothing about when */
+    assert_null(world_answer(&w, one));
+    tell_stats(&w, 1, 2);
     struct sk_span member;
     struct sk_list list;
     uint64_t value;
@@ -299,6 +341,12 @@ static void stats_add_up_what_workers_and_supervisor_have_told(void **state)
     assert_true(sk_map_member_list(list.members, "indexes", &list) && list.count == 1);
     assert_true(sk_map_member_text(list.members, "state", &member));
     assert_true(sk_span_is(member, "building"));
+    double share; /* weighed by the queries */
+    assert_true(sk_map_member(list.members, "recall", &member));
+    assert_true(sk_map_member_u64(member, "queries", &value) && value == 400);
+    assert_true(sk_map_member_number(member, "measured", &share) && fabs(share - 0.95) < 1e-9);
+    assert_true(sk_map_member_number(member, "ef_mean", &share) && fabs(share - 25) < 1e-9);
+    assert_true(sk_map_member_number(member, "target", &share) && share == 0.9);
     reply = world_decoded(&w, two);
     assert_true(sk_map_member_list(reply.map, "collections", &list) && list.count == 1);
     assert_true(sk_map_member_list(list.members, "shards", &list) && list.count == 2);
@@ -324,6 +372,7 @@ static void stats_say_so_when_the_supervisor_does_not_answer(void **state)
     assert_null(world_answer(&w, client));
     sk_router_on_message(w.router, SK_ROUTER_PEER_SUPERVISOR, sk_span_of("\xc1", 1));
     give_node_status(&w, world_take(&w, SK_ROUTER_PEER_SUPERVISOR));
+    tell_stats(&w, 0, 1);
     assert_false(sk_map_member_text(world_decoded(&w, client).map, "warning", &warning));
     world_end(&w);
 }

@@ -352,6 +352,12 @@ static uint64_t entries(struct sk_store_reader *self, enum table table)
     return mdb_stat(self->txn, self->store->tables[table], &info) == 0 ? info.ms_entries : 0;
 }
 
+uint64_t sk_store_file_bytes(const struct sk_store *self)
+{
+    return sk_files_bytes(self, "data.mdb") + sk_files_bytes(self, "lock.mdb") +
+           sk_files_bytes(self, "reserve");
+}
+
 enum sk_err sk_store_get_stats(struct sk_store_reader *self, struct sk_store_stats *out,
                                struct sk_diag *d)
 {
@@ -371,8 +377,7 @@ enum sk_err sk_store_get_stats(struct sk_store_reader *self, struct sk_store_sta
             out->used_bytes += (uint64_t)(table.ms_branch_pages + table.ms_leaf_pages +
                                           table.ms_overflow_pages) * table.ms_psize;
     }
-    out->file_bytes = sk_files_bytes(store, "data.mdb") + sk_files_bytes(store, "lock.mdb") +
-                      sk_files_bytes(store, "reserve");
+    out->file_bytes = sk_store_file_bytes(store);
     out->is_disk_full = atomic_load(&store->is_reserve_used);
     sk_states_load(store, self->txn, &states);
     for (unsigned s = 0; s < states.count; s++)

@@ -213,6 +213,8 @@ struct sk_store_stats {
 };
 SK_CHECKED enum sk_err sk_store_get_stats(struct sk_store_reader *self, struct sk_store_stats *out,
                                           struct sk_diag *d);
+/* file_bytes alone, as the disk says now. Any thread; it only looks at the names of the files. */
+uint64_t sk_store_file_bytes(const struct sk_store *self);
 
 /* ---- looking after it (writer thread, no transaction open) ---- */
 
