@@ -454,6 +454,53 @@ static void dots_f32x16(const float *rows, size_t count, const float *columns, s
     }
 }
 
+enum { WIDENED = 256 }; /* elements of a row that are widened at a time, even */
+
+static __m256i broadcast_pair(const int16_t *pair)
+{
+    int32_t both;
+    memcpy(&both, pair, sizeof both);
+    return _mm256_set1_epi32(both);
+}
+
+/* Four rows against the 16 queries; sums go on from what is in them. */
+static void dots_s16x16_step(const int16_t *queries, int16_t rows[4][WIDENED], size_t n, __m256i low[4],
+                             __m256i high[4])
+{
+    for (size_t i = 0; i < n; i += 2) {
+        __m256i query0 = load(queries + i * 16), query1 = load(queries + i * 16 + 16);
+        for (size_t r = 0; r < 4; r++) {
+            __m256i pair = broadcast_pair(&rows[r][i]);
+            low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(query0, pair));
+            high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(query1, pair));
+        }
+    }
+}
+
+static void dots_s16x16_s8(const int16_t *queries, const int8_t *rows, size_t stride, size_t count,
+                           size_t n, int32_t *out)
+{
+    int16_t wide[4][WIDENED];
+    for (size_t row = 0; row < count; row += 4) {
+        __m256i low[4], high[4];
+        for (size_t r = 0; r < 4; r++)
+            low[r] = high[r] = _mm256_setzero_si256();
+        for (size_t at = 0; at < n; at += WIDENED) {
+            const size_t run = n - at < WIDENED ? n - at : WIDENED;
+            for (size_t r = 0; r < 4; r++) { /* past the end the last row is worked on again */
+                const int8_t *from = rows + (row + r < count ? row + r : count - 1) * stride + at;
+                for (size_t i = 0; i < run; i++)
+                    wide[r][i] = from[i];
+            }
+            dots_s16x16_step(queries + at * 16, wide, run, low, high);
+        }
+        for (size_t r = 0; r < 4 && row + r < count; r++) {
+            memcpy(out + (row + r) * 16, &low[r], sizeof low[r]);
+            memcpy(out + (row + r) * 16 + 8, &high[r], sizeof high[r]);
+        }
+    }
+}
+
 SK_NEAR_PORTABLE
 
 const struct sk_kernels sk_kernels_avx2 = {
@@ -481,4 +528,5 @@ const struct sk_kernels sk_kernels_avx2 = {
     .near_x32 = near_x32,
     .merge_keys = merge_keys,
     .dots_f32x16 = dots_f32x16,
+    .dots_s16x16_s8 = dots_s16x16_s8,
 };

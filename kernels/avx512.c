@@ -371,6 +371,44 @@ static void dots_f32x16(const float *rows, size_t count, const float *columns, s
     }
 }
 
+enum { WIDENED = 256 }; /* elements of a row that are widened at a time, even */
+
+/* Eight rows against the 16 queries; sums go on from what is in them. */
+static void dots_s16x16_step(const int16_t *queries, int16_t rows[8][WIDENED], size_t n, __m512i sum[8])
+{
+    for (size_t i = 0; i < n; i += 2) {
+        __m512i query = _mm512_loadu_si512(queries + i * 16);
+        for (size_t r = 0; r < 8; r++) {
+            int32_t pair;
+            memcpy(&pair, &rows[r][i], sizeof pair);
+            sum[r] = _mm512_dpwssd_epi32(sum[r], query, _mm512_set1_epi32(pair));
+        }
+    }
+}
+
+static void dots_s16x16_s8(const int16_t *queries, const int8_t *rows, size_t stride, size_t count,
+                           size_t n, int32_t *out)
+{
+    int16_t wide[8][WIDENED];
+    for (size_t row = 0; row < count; row += 8) {
+        __m512i sum[8];
+        for (size_t r = 0; r < 8; r++)
+            sum[r] = _mm512_setzero_si512();
+        for (size_t at = 0; at < n; at += WIDENED) {
+            const size_t run = n - at < WIDENED ? n - at : WIDENED;
+            for (size_t r = 0; r < 8; r++) { /* past the end the last row is worked on again */
+                const int8_t *from = rows + (row + r < count ? row + r : count - 1) * stride + at;
+                for (size_t i = 0; i < run; i += 32)
+                    _mm512_storeu_si512(wide[r] + i, _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(
+                                                         first32(run - i), from + i)));
+            }
+            dots_s16x16_step(queries + at * 16, wide, run, sum);
+        }
+        for (size_t r = 0; r < 8 && row + r < count; r++)
+            _mm512_storeu_si512(out + (row + r) * 16, sum[r]);
+    }
+}
+
 /* ---- rows of neighbours ---- */
 
 /* Four segments a register: element j of each spread over its 16 bytes, negated where the entry lacks bit j. */
@@ -513,4 +551,5 @@ const struct sk_kernels sk_kernels_avx512 = {
     .near_x32 = near_x32,
     .merge_keys = merge_keys,
     .dots_f32x16 = dots_f32x16,
+    .dots_s16x16_s8 = dots_s16x16_s8,
 };

@@ -86,6 +86,11 @@ struct sk_kernels {
     /* Many rows (count x n) against 16 columns side by side (n x 16): out (count x 16) = the sums of
      * products, each added in the order of the elements. Error: at most n x 2^-24 x sum of |terms|. */
     void (*dots_f32x16)(const float *rows, size_t count, const float *columns, size_t n, float *out);
+    /* 16 wide queries side by side against rows of byte codes, each `stride` bytes after the one before:
+     * out[16 x row + q] = dot_s16_s8(query q, row, n). Elements 2i and 2i + 1 of query q stand at
+     * queries[32i + 2q] and the next. n is even; limits as for dot_s16_s8. */
+    void (*dots_s16x16_s8)(const int16_t *queries, const int8_t *rows, size_t stride, size_t count,
+                           size_t n, int32_t *out);
 };
 enum { SK_SCAN_BLOCK = 32, SK_SCAN_SEGMENTS_MAX = 256 }; /* 256 x 255 = 65,280 */
 enum { SK_NEAR_Q_MAX = 31, SK_NEAR_KEYS_MAX = 40 };

@@ -351,6 +351,33 @@ static void dots_f32x16(const float *rows, size_t count, const float *columns, s
     }
 }
 
+/* Two rows at a time; the two elements of a pair are taken apart as they are loaded. */
+static void dots_s16x16_s8(const int16_t *queries, const int8_t *rows, size_t stride, size_t count,
+                           size_t n, int32_t *out)
+{
+    for (size_t row = 0; row < count; row += 2) {
+        const int8_t *at[2] = {rows + row * stride,
+                               rows + (row + 1 < count ? row + 1 : row) * stride};
+        int32x4_t sum[2][4];
+        for (size_t part = 0; part < 4; part++)
+            sum[0][part] = sum[1][part] = vdupq_n_s32(0);
+        for (size_t i = 0; i < n; i += 2)
+            for (size_t half = 0; half < 2; half++) {
+                int16x8x2_t query = vld2q_s16(queries + i * 16 + half * 16);
+                for (size_t r = 0; r < 2; r++)
+                    for (size_t which = 0; which < 2; which++) {
+                        int32x4_t *to = sum[r] + 2 * half;
+                        int16_t x = at[r][i + which];
+                        to[0] = vmlal_n_s16(to[0], vget_low_s16(query.val[which]), x);
+                        to[1] = vmlal_n_s16(to[1], vget_high_s16(query.val[which]), x);
+                    }
+            }
+        for (size_t r = 0; r < 2 && row + r < count; r++)
+            for (size_t part = 0; part < 4; part++)
+                vst1q_s32(out + (row + r) * 16 + part * 4, sum[r][part]);
+    }
+}
+
 SK_NEAR_PORTABLE
 
 const struct sk_kernels sk_kernels_neon = {
@@ -378,4 +405,5 @@ const struct sk_kernels sk_kernels_neon = {
     .near_x32 = near_x32,
     .merge_keys = merge_keys,
     .dots_f32x16 = dots_f32x16,
+    .dots_s16x16_s8 = dots_s16x16_s8,
 };

@@ -204,6 +204,18 @@ static void dots_f32x16(const float *rows, size_t count, const float *columns, s
         }
 }
 
+static void dots_s16x16_s8(const int16_t *queries, const int8_t *rows, size_t stride, size_t count,
+                           size_t n, int32_t *out)
+{
+    for (size_t row = 0; row < count; row++)
+        for (size_t lane = 0; lane < LANES; lane++) {
+            int32_t sum = 0;
+            for (size_t i = 0; i < n; i++)
+                sum += (int32_t)queries[(i / 2 * LANES + lane) * 2 + i % 2] * rows[row * stride + i];
+            out[row * LANES + lane] = sum;
+        }
+}
+
 SK_NEAR_PORTABLE
 
 const struct sk_kernels sk_kernels_scalar = {
@@ -231,4 +243,5 @@ const struct sk_kernels sk_kernels_scalar = {
     .near_x32 = near_x32,
     .merge_keys = merge_keys,
     .dots_f32x16 = dots_f32x16,
+    .dots_s16x16_s8 = dots_s16x16_s8,
 };

@@ -119,6 +119,29 @@ static void many_dots_match(const struct sk_kernels *set, const struct sk_kernel
     }
 }
 
+static void many_integers_match(const struct sk_kernels *set, size_t n, size_t shift, bool is_extreme)
+{
+    enum { ROWS_MAX = 11, N_MAX = 4096 };
+    static int16_t queries[N_MAX * 16 + 4], own[N_MAX];
+    static int8_t rows[ROWS_MAX * (N_MAX + 5) + 4];
+    static int32_t got[ROWS_MAX * 16 + 1];
+    const size_t count = 1 + n / 2 % ROWS_MAX, stride = n + n % 5;
+    for (size_t i = 0; i < n * 16 + 4; i++)
+        queries[i] = (int16_t)(is_extreme ? -4095 : (int)(next_random() % 8191) - 4095);
+    for (size_t i = 0; i < count * stride + 4; i++)
+        rows[i] = (int8_t)(is_extreme ? 127 : (int)(next_random() % 255) - 127);
+    got[count * 16] = 77;
+    set->dots_s16x16_s8(queries + shift, rows + shift, stride, count, n, got);
+    EXPECT(got[count * 16] == 77, "%s dots_s16x16_s8 n %zu wrote past its end", set->isa, n);
+    for (size_t lane = 0; lane < 16; lane++) {
+        for (size_t i = 0; i < n; i++)
+            own[i] = queries[shift + i / 2 * 32 + lane * 2 + i % 2];
+        for (size_t row = 0; row < count; row++)
+            EXPECT(got[row * 16 + lane] == set->dot_s16_s8(own, rows + shift + row * stride, n),
+                   "%s dots_s16x16_s8 n %zu row %zu query %zu", set->isa, n, row, lane);
+    }
+}
+
 static void integers_match(const struct sk_kernels *set, const int8_t *a, const int8_t *b,
                            const int16_t *w, const uint8_t *codes, size_t n)
 {
@@ -206,6 +229,8 @@ static void every_set_returns_the_bits_of_the_scalar_one(const struct sk_kernels
             integers_match(set, ba + shift, bb + 2 * shift + 1, wa + shift, ca + shift, n);
             conversions_match(set, oracle, xa + shift, n);
             many_dots_match(set, oracle, n, shift);
+            if (n % 2 == 0)
+                many_integers_match(set, n, shift, false);
         }
     for (size_t n = 320; n <= 8192; n *= 2) {
         fill(xa, ba, wa, ca, ROOM, 127);
@@ -215,6 +240,8 @@ static void every_set_returns_the_bits_of_the_scalar_one(const struct sk_kernels
         conversions_match(set, oracle, xa + 1, n);
         conversions_match(set, oracle, xa, n / 5 * 4 == 256 ? 256 : n);
     }
+    many_integers_match(set, 1536, 1, false);
+    many_integers_match(set, 4096, 0, true);
     memset(ba, 127, sizeof ba); /* the largest sums there are */
     memset(bb, -127, sizeof bb);
     memset(ca, 0xFF, sizeof ca);

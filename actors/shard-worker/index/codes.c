@@ -200,10 +200,10 @@ static void prepare(const struct sk_index *self, struct sk_prepared *out)
     out->wide_error = 0.501F * out->wide_scale * sqrtf((float)n);
 }
 
-void sk_prepare_query(const struct sk_index *self, const struct sk_generation *generation,
-                      const float *vector, struct sk_prepared *out)
+/* out->vector is rotated. */
+static void prepare_query(const struct sk_index *self, const struct sk_generation *generation,
+                          struct sk_prepared *out)
 {
-    sk_rotate(self, vector, out->vector);
     out->is_augmented = false;
     out->add_weight = 1;
     out->offset = 0;
@@ -216,6 +216,20 @@ void sk_prepare_query(const struct sk_index *self, const struct sk_generation *g
     prepare(self, out);
     if (self->params.metric == SK_METRIC_IP)
         out->norm_sq = 0; /* distances are -2 <q, x>, without lengths */
+}
+
+void sk_prepare_query(const struct sk_index *self, const struct sk_generation *generation,
+                      const float *vector, struct sk_prepared *out)
+{
+    sk_rotate(self, vector, out->vector);
+    prepare_query(self, generation, out);
+}
+
+void sk_prepare_rotated(const struct sk_index *self, const struct sk_generation *generation,
+                        const float *rotated, struct sk_prepared *out)
+{
+    memcpy(out->vector, rotated, self->padded * sizeof *out->vector);
+    prepare_query(self, generation, out);
 }
 
 void sk_prepare_row(const struct sk_index *self, const struct sk_generation *generation,

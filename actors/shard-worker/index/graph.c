@@ -1,5 +1,5 @@
 /* The graph, one layer: the scratch of a walk, and walking. */
-#include "actors/shard-worker/index/internal.h"
+#include "actors/shard-worker/index/recall.h"
 
 #include <stdlib.h>
 
@@ -180,10 +180,14 @@ uint32_t sk_gather(const struct sk_index *self, const struct sk_generation *gene
 static void pick(struct sk_beam *self)
 {
     const struct sk_scratch *scratch = self->scratch;
-    while (self->cursor < scratch->beam_count && (scratch->beam[self->cursor] & 1) != 0)
-        self->cursor++;
+    uint32_t end;
     self->row = SK_NO_ROW;
-    if (self->cursor == scratch->beam_count)
+    do {
+        end = self->level == 0 || self->level > scratch->beam_count ? scratch->beam_count : self->level;
+        while (self->cursor < end && (scratch->beam[self->cursor] & 1) != 0)
+            self->cursor++;
+    } while (self->cursor >= end && self->recall != NULL && sk_recall_widen(self));
+    if (self->cursor >= end)
         return;
     if (++self->counters.hops % DEADLINE_HOPS == 0 && sk_deadline_passed(&self->deadline)) {
         self->is_truncated = true;

@@ -1,5 +1,5 @@
 /* One vector index: making it, rows in and out, numbers about it. */
-#include "actors/shard-worker/index/internal.h"
+#include "actors/shard-worker/index/recall.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -90,7 +90,8 @@ static bool allocate(struct sk_index *self)
     self->rotation_words =
         malloc(SK_ROTATION_ROUNDS_MAX * (self->padded / 32) * sizeof *self->rotation_words);
     self->sum = calloc(self->padded, sizeof *self->sum);
-    if (self->rotation_words == NULL || self->sum == NULL ||
+    self->recall = sk_recall_new();
+    if (self->rotation_words == NULL || self->sum == NULL || self->recall == NULL ||
         !sk_bare_init(self) || !sk_near_init(self) || !sk_scratch_init(&self->scratch, self) ||
         !sk_region_reserve(&self->states, rows) ||
         !sk_region_reserve(&self->lseqs, rows * sizeof(uint64_t)) ||
@@ -146,6 +147,7 @@ void sk_index_destroy(struct sk_index **self)
     struct sk_generation *generation = sk_generation_now(index);
     sk_index_checkpoint_abort(index);
     sk_walk_end(index);
+    sk_recall_destroy(&index->recall);
     sk_generation_destroy(&generation);
     sk_generation_destroy(&index->next);
     sk_generation_destroy(&index->old);
@@ -441,6 +443,10 @@ void sk_index_get_stats(const struct sk_index *self, struct sk_index_stats *out)
         .generation = atomic_load_explicit(&self->generation_number, memory_order_relaxed),
         .row_bytes = self->row_bytes,
         .is_flat = self->params.kind == SK_INDEX_FLAT || row_count < self->params.flat_below,
+        .recall_target = atomic_load_explicit(&self->recall->measured_target, memory_order_relaxed),
+        .recall_measured = atomic_load_explicit(&self->recall->measured, memory_order_relaxed),
+        .recall_ef_mean = atomic_load_explicit(&self->recall->level_mean, memory_order_relaxed),
+        .recall_samples = atomic_load_explicit(&self->recall->real_count, memory_order_relaxed),
         .is_sweeping = atomic_load_explicit(&self->is_sweeping, memory_order_relaxed),
         .isa = self->kernels->isa,
     };

@@ -136,6 +136,14 @@ SK_CHECKED enum sk_err sk_index_step(struct sk_index *self, uint64_t budget_us,
  * that was taken next is durable. */
 uint32_t sk_index_reclaim_rows(struct sk_index *self, uint32_t *rows, uint32_t capacity);
 
+/* Learns what searches with a recall target need (see sk_index_query), from `count` queries (count x dim,
+ * typical ones; 0: from the rows alone) and from queries that it makes of its rows, at once: about
+ * 3 ms a query and 100,000 rows, and half a second for its own. Steps do the same bit by bit once such searches have come, with samples
+ * of these; until then they walk with a large fixed beam. Not kept in images. INVALID: k out of range, a
+ * query that no search would take. */
+SK_CHECKED enum sk_err sk_index_calibrate(struct sk_index *self, const float *queries, uint32_t count,
+                                          uint32_t k, struct sk_diag *d);
+
 /* ---- persistence: deltas ---- */
 
 /* The changes since the last take, to be stored in order after the last checkpoint; borrowed until

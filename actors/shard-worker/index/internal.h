@@ -2,6 +2,7 @@
  *   region.c   arrays at fixed addresses      codes.c   vectors to codes, distances, generations
  *   graph.c    beam search, linking, pruning  search.c  what readers run
  *   near.c     rows of neighbours' signs      near_walk.c  walks by them (profile speed)
+ *   recall*.c  recall targets                 batch.c   16 queries against all rows
  *   maintain.c tombstones, sweeps, epochs     delta.c   the log of changes
  *   image.c    checkpoints                    check.c   the checker
  * Shared between the writer and readers: row states, links, entries, row_count, the generation
@@ -124,6 +125,7 @@ struct sk_scratch {
     struct sk_prepared prepared;
     float *raw;
     uint8_t *luts; /* near_walk.c; NULL until used */
+    uint32_t recall_tick; /* searches with a recall target */
 };
 
 /* Profile speed: rows of neighbours' signs, see near.h. row_bytes is 0 without. */
@@ -143,6 +145,8 @@ struct sk_reader_slot {
     _Atomic bool is_used;
 };
 
+struct sk_recall;      /* recall.h */
+struct sk_recall_walk; /* recall.h */
 struct sk_index_reader {
     struct sk_index *index;
     uint32_t slot;
@@ -247,6 +251,8 @@ struct sk_index {
     bool delta_was_taken;
     uint64_t delta_log_bytes;
     struct sk_checkpoint checkpoint;
+
+    struct sk_recall *recall;
 };
 
 /* ---- rows ---- */
@@ -372,6 +378,9 @@ void sk_decode(const struct sk_index *self, const struct sk_generation *generati
 /* A reader's query from the user's vector. */
 void sk_prepare_query(const struct sk_index *self, const struct sk_generation *generation,
                       const float *vector, struct sk_prepared *out);
+/* The same from a vector that sk_rotate has made (not centred). */
+void sk_prepare_rotated(const struct sk_index *self, const struct sk_generation *generation,
+                        const float *rotated, struct sk_prepared *out);
 /* The query that finds neighbours of a row whose codes are written. */
 void sk_prepare_row(const struct sk_index *self, const struct sk_generation *generation,
                     uint32_t row, struct sk_prepared *out);
@@ -473,7 +482,9 @@ struct sk_beam {
     const struct sk_generation *generation;
     struct sk_scratch *scratch; /* fits ef; prepared is set */
     struct sk_deadline deadline;
-    uint32_t ef;
+    uint32_t ef;    /* rows that the beam keeps */
+    uint32_t level; /* of these, the first so many are expanded; 0: all */
+    struct sk_recall_walk *recall; /* asked for another level at the end of each; NULL: one is all */
     uint32_t cursor; /* nothing before it in the beam is left to expand */
     uint32_t row;    /* being expanded; SK_NO_ROW: the walk is over */
     enum sk_beam_turn next;

@@ -1,6 +1,6 @@
 /* Maintenance in slices: sweeping tombstones out of all lists, letting go of rows when no reader
  * can hold them, renewing the codes' centre, attaching orphans. */
-#include "actors/shard-worker/index/internal.h"
+#include "actors/shard-worker/index/recall.h"
 
 #include <stdlib.h>
 
@@ -347,6 +347,8 @@ static enum sk_err quantum(struct sk_index *self, unsigned flags, struct sk_diag
     switch (self->stage) {
     case SK_STAGE_IDLE:
         start_something(self, flags);
+        if (self->stage == SK_STAGE_IDLE && sk_recall_is_due(self))
+            sk_recall_quantum(self);
         return SK_ERR_OK;
     case SK_STAGE_MARK:
         mark_slice(self);
@@ -393,7 +395,8 @@ enum sk_err sk_index_step(struct sk_index *self, uint64_t budget_us,
         rc = quantum(self, flags, d);
         if (rc == SK_ERR_OK) /* at once: no search between may miss them */
             rc = sk_attach_orphans(self, d);
-        if (self->stage == SK_STAGE_IDLE && self->orphans.count == 0 && !sk_near_has_work(self)) {
+        if (self->stage == SK_STAGE_IDLE && self->orphans.count == 0 && !sk_near_has_work(self) &&
+            !sk_recall_is_due(self)) {
             *has_more = false;
             break;
         }

@@ -205,7 +205,7 @@ static void ask_planes(const struct sk_search *s, uint32_t begin)
 static enum sk_err rank_begin(struct sk_search *s, struct sk_diag *d)
 {
     struct sk_scratch *scratch = s->scratch;
-    const uint32_t wanted = 2 * s->query->k + s->ef / 4;
+    const uint32_t wanted = sk_rank_count(s->query->k, s->ef);
     uint32_t count = 0;
     s->is_ranked = !sk_has_planes(s->generation);
     if (s->is_ranked)
@@ -274,9 +274,13 @@ enum sk_err sk_search_rank_beam(struct sk_search *s, struct sk_diag *d)
     return rc;
 }
 
-static enum sk_err walk_begin(struct sk_search *s, struct sk_diag *d)
+/* With a recall target walks go by the codes in every profile: that is what the model knows. */
+static enum sk_err walk_begin(struct sk_search *s, bool is_adaptive, struct sk_diag *d)
 {
-    s->is_near = sk_near_is_ready(s->index);
+    const uint32_t room = is_adaptive ? sk_recall_room(s->query->k) : s->ef;
+    s->is_near = s->query->recall_target == 0 && sk_near_is_ready(s->index);
+    s->beam.level = 0;
+    s->beam.recall = NULL;
     if (s->is_near) {
         s->near = (struct sk_near_walk){.index = s->index,
                                         .generation = s->generation,
@@ -287,8 +291,8 @@ static enum sk_err walk_begin(struct sk_search *s, struct sk_diag *d)
         sk_near_begin(&s->near);
         return SK_ERR_OK;
     }
-    if (!sk_scratch_fit(s->scratch, s->row_count, s->ef, 1))
-        return sk_fail(d, SK_ERR_NOMEM, "no memory for a beam of %u", s->ef);
+    if (!sk_scratch_fit(s->scratch, s->row_count, room, 1))
+        return sk_fail(d, SK_ERR_NOMEM, "no memory for a beam of %u", room);
     s->beam.index = s->index;
     s->beam.generation = s->generation;
     s->beam.scratch = s->scratch;
@@ -297,6 +301,8 @@ static enum sk_err walk_begin(struct sk_search *s, struct sk_diag *d)
     s->beam.cursor = 0;
     s->beam.counters = s->counters;
     s->beam.is_truncated = false;
+    if (is_adaptive)
+        sk_recall_attach(&s->beam, &s->recall);
     sk_beam_begin(&s->beam);
     return SK_ERR_OK;
 }
@@ -323,6 +329,8 @@ enum sk_err sk_search_end_walk(struct sk_search *s, struct sk_diag *d)
         sk_beam_end(&s->beam);
     s->counters = s->is_near ? s->near.counters : s->beam.counters;
     s->result->is_truncated = s->is_near ? s->near.is_truncated : s->beam.is_truncated;
+    if (s->beam.recall != NULL)
+        s->ef = s->beam.level;
     for (uint32_t i = 0; i < s->scratch->beam_count; i++)
         usable += sk_state(s->index, sk_key_row(s->scratch->beam[i])) == SK_ROW_LIVE;
     if (usable >= s->query->k || usable >= live || s->result->is_truncated)
@@ -404,10 +412,15 @@ enum sk_err sk_search_begin(struct sk_search *s, const struct sk_index *index,
         s->ef = query->k;
     sk_prepare_query(index, s->generation, query->vector, &scratch->prepared);
     s->worst = worst_distance(index, query, &scratch->prepared);
-    s->is_scan = query->is_exact || query->recall_target > 0 ||
-                 index->params.kind == SK_INDEX_FLAT || s->row_count < index->params.flat_below;
+    s->is_scan = query->is_exact || index->params.kind == SK_INDEX_FLAT ||
+                 s->row_count < index->params.flat_below;
+    bool is_adaptive = false;
+    if (query->recall_target > 0 && !s->is_scan) {
+        s->ef = sk_recall_begin(index, query, &scratch->prepared, &s->recall, &is_adaptive);
+        sk_recall_note(index, scratch, query->vector);
+    }
     *is_walk = !s->is_scan && query->filter == NULL;
-    return *is_walk ? walk_begin(s, d) : SK_ERR_OK;
+    return *is_walk ? walk_begin(s, is_adaptive, d) : SK_ERR_OK;
 }
 
 enum sk_err sk_search_complete(struct sk_search *s, struct sk_diag *d)

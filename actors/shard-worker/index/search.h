@@ -3,6 +3,7 @@
 #define SK_INDEX_SEARCH_H
 
 #include "actors/shard-worker/index/near.h"
+#include "actors/shard-worker/index/recall.h"
 
 /* One search on its way. */
 struct sk_search {
@@ -17,10 +18,17 @@ struct sk_search {
     float worst; /* internal distance; rows surely beyond it are left out */
     bool is_scan, is_near, is_ranked;
     struct sk_beam beam;      /* a walk by the codes */
+    struct sk_recall_walk recall;
     struct sk_near_walk near; /* or by neighbour rows */
     uint32_t rank_count, ranked; /* of the scratch's keys: all to be re-ranked, and those that are */
     float rank_error;
 };
+
+/* So many of a beam of ef are ranked by their 8-bit codes. */
+static inline uint32_t sk_rank_count(uint32_t k, uint32_t ef)
+{
+    return 2 * k + ef / 4;
+}
 
 /* A search in turns, between which others may go on: begin; while walk_turn says so, again; end_walk; while
  * rank_turn says so, again; count. The caller is inside an epoch all the while. begin looks at the
