@@ -1,5 +1,6 @@
 /* skerry-supervisor: the one process of a node that is started from outside. */
 #include "actors/supervisor/node_folder.h"
+#include "actors/supervisor/node_log.h"
 #include "actors/supervisor/node_spawn.h"
 #include "actors/supervisor/supervisor.h"
 #include "common/shell/keys.h"
@@ -28,7 +29,10 @@ struct node {
     char client_ipc[SK_PATH_BYTES];
     struct sk_supervisor_status shown; /* what was said last */
     bool was_ready;
+    uint64_t log_next_us;
 };
+
+enum { LOG_LOOK_US = 2 * 1000 * 1000 };
 
 /* ---- children that have ended ---- */
 
@@ -109,11 +113,25 @@ static void on_client(void *arg, sk_peer from, enum sk_role role, const char *ke
     sk_supervisor_on_client(self->core, from, frame);
 }
 
+/* Looked at now and then, when something else has woken this process: what has nothing to say writes no
+ * log. */
+static void keep_log_small(struct node *self)
+{
+    const struct sk_io *io = sk_reactor_io(self->reactor);
+    uint64_t now = io->mono_us(io->impl);
+    if (now < self->log_next_us)
+        return;
+    self->log_next_us = now + LOG_LOOK_US;
+    if (node_log_rotate(self->process.dir, STDERR_FILENO, self->process.config.log_bytes_max))
+        sk_log(SK_LEVEL_INFO, "log_begins_again", "before=node.log.1");
+}
+
 static uint64_t on_time(void *arg)
 {
     struct node *self = arg;
     uint64_t next = sk_supervisor_on_time(self->core);
     tell(self);
+    keep_log_small(self);
     return next;
 }
 

@@ -52,7 +52,9 @@ enum { SK_CORE_AUTO = -1, SK_CORE_OFF = -2 };
                "the longest pause before a process that keeps ending is started again")            \
     SK_SETTING(stop_timeout_ms, u32, 20000, 100, 600000, "ms",                                     \
                "a clean stop; what has not ended then is killed")                                  \
-    SK_SETTING(log_level, choice, "info", 0, 0, "debug|info|warn|error", "what is printed")
+    SK_SETTING(log_level, choice, "info", 0, 0, "debug|info|warn|error", "what is printed")        \
+    SK_SETTING(log_bytes_max, u64, "16M", 0, 1ULL << 40, "bytes",                                  \
+               "log/node.log past it becomes node.log.1, in place of the one before; 0: no limit")
 
 #define SK_CONFIG_TYPE_u32(key) uint32_t key
 #define SK_CONFIG_TYPE_u64(key) uint64_t key

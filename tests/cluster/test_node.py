@@ -370,6 +370,23 @@ class RestartTest(unittest.TestCase):
             client.call("wait", 60000, collection="docs", **{"for": "indexed"})
             client.call("verify", 60000, collection="docs")
 
+    def test_the_log_is_kept_within_its_size(self):
+        with Node("log_bytes_max = 64K\n") as node:
+            path = os.path.join(node.dir, "log", "node.log")
+
+            def size(name):
+                return os.path.getsize(name) if os.path.exists(name) else 0
+
+            for mark in ("first", "second"):
+                with open(path, "a") as file:
+                    file.write(f"{mark} {'x' * 1000}\n" * 80)
+                wait_until(lambda: size(path) < 65536, 30, "the log begins again")
+                with open(path + ".1") as file:
+                    self.assertIn(mark, file.read(), "what was there is in node.log.1")
+            kill(node.pids()["router"][0], signal.SIGKILL)    # every process goes on writing to the same file
+            wait_until(lambda: "child=router" in node.log(), 20, "the restart is in the log")
+            self.assertEqual(sorted(os.listdir(os.path.dirname(path))), ["node.log", "node.log.1"])
+
     def test_an_unknown_key_in_the_config_is_refused_by_name(self):
         node = Node(config="no_such_key = 1\n")
         try:

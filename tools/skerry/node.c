@@ -344,7 +344,7 @@ const struct cli_command cli_node_start = {
     .summary = "Start the node of a folder; returns when it is ready",
     .details =
         "The folder is made where there is none. The node goes on when this command has ended;\n"
-        "what it says is in DIR/log/node.log.",
+        "what it says is in DIR/log/node.log; past log_bytes_max (16M) that becomes node.log.1.",
     .options = start_options,
     .run = node_start,
 };
