@@ -177,12 +177,12 @@ def measure(data, set_name, names, rounds, may_keep, refused, on_round=lambda sw
             best = max((recall for recall, _, _ in swept[name].frontier["in"]), default=0)
             say(f"{set_name}: {name} swept in {time.monotonic() - began:.0f} s, recall to {best:.4f}")
     for round_ in range(rounds):
-        for name in list(swept):
-            try:
-                for kind in kinds:
+        for kind in kinds:      # all libraries one after the other, so that a ratio is of neighbours in time
+            for name in list(swept):
+                try:
                     swept[name].round(kind)
-            except RuntimeError as error:
-                without(name, error)
+                except RuntimeError as error:
+                    without(name, error)
         say(f"{set_name}: round {round_ + 1} of {rounds}")
         on_round(swept)
     return swept
