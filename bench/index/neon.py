@@ -14,11 +14,15 @@ CROSS = os.path.join(TOP, "build", "aarch64")
 EMULATOR = ["qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu"]
 
 
-def searched(command, isa):
-    done = subprocess.run(command, env={**os.environ, "SK_ISA": isa}, capture_output=True, text=True, check=False)
+PROFILES = ("balanced", "speed", "memory")
+
+
+def searched(command, isa, profile):
+    """Lines of neighbours; isa None: the best of this machine."""
+    done = subprocess.run(command, env={**os.environ, "SK_PROFILE": profile, **({"SK_ISA": isa} if isa else {})}, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command[:1])}: {done.stderr.strip()}")
-    if done.stderr.split() != [isa]:
+    if isa and done.stderr.split() != [isa]:
         raise RuntimeError(f"asked for {isa}, ran {done.stderr.strip()}")
     return done.stdout.splitlines()
 
@@ -40,17 +44,21 @@ def measure(results, set_name):
         paths = [os.path.join(folder, file) for file in ("base.f32", "queries.f32")]
         numpy.ascontiguousarray(data.base[:ROWS]).tofile(paths[0])
         numpy.ascontiguousarray(data.queries["in"][0][:QUERIES]).tofile(paths[1])
-        arguments = [*paths, str(data.dim), os.path.join(folder, "image"), str(K), str(EF)]
-        lines = {"scalar": searched([os.path.join(BIN, "bench_same"), *arguments], "scalar")}
-        say("neon: the image is built, qemu searches it")
-        lines["neon"] = searched([*EMULATOR, os.path.join(CROSS, "bin", "bench_same"), *arguments], "neon")
-        same = sum(a == b for a, b in zip(lines["scalar"], lines["neon"]))
-        if not lines["scalar"] or len(lines["scalar"]) != len(lines["neon"]):
-            raise RuntimeError(f"{len(lines['scalar'])} and {len(lines['neon'])} answers")
-        results.add(name, "neon", [same / len(lines["scalar"])],
-                    f"{same} of {len(lines['scalar'])} queries with the same {K} rows in the same order, one image of {min(ROWS, len(data.base)):,} rows, "
-                    "scalar on this processor and NEON under qemu-user; instructions are not counted: Debian's qemu has no plugins, and hnswlib "
-                    "is not built for aarch64 here")
+        shares, told = [], []
+        for profile in PROFILES:
+            arguments = [*paths, str(data.dim), os.path.join(folder, f"image-{profile}"), str(K), str(EF)]
+            searched([os.path.join(BIN, "bench_same"), *arguments], None, profile)      # builds it; both then load it
+            scalar = searched([os.path.join(BIN, "bench_same"), *arguments], "scalar", profile)
+            say(f"neon: the image of {profile} is built, qemu searches it")
+            neon = searched([*EMULATOR, os.path.join(CROSS, "bin", "bench_same"), *arguments], "neon", profile)
+            same = sum(a == b for a, b in zip(scalar, neon))
+            if not scalar or len(scalar) != len(neon):
+                raise RuntimeError(f"{profile}: {len(scalar)} and {len(neon)} answers")
+            shares.append(same / len(scalar))
+            told.append(f"{profile} {same} of {len(scalar)}")
+        results.add(name, "neon", shares, f"queries with the same {K} rows in the same order: {', '.join(told)}; one image of "
+                    f"{min(ROWS, len(data.base)):,} rows for each, scalar kernels on this processor and NEON under qemu-user; instructions are "
+                    "not counted: Debian's qemu has no plugins, and hnswlib is not built for aarch64 here", min(shares))
     except (RuntimeError, OSError) as error:
         results.lack(name, str(error))
     finally:

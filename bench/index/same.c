@@ -1,7 +1,7 @@
 /* Searches one image and prints the neighbours, so that instruction sets and processors can be held
  * against each other: the same image and queries must give the same lines everywhere.
  *
- *   SK_ISA=scalar bench_same VECTORS QUERIES DIM IMAGE K EF
+ *   SK_ISA=scalar SK_PROFILE=speed bench_same VECTORS QUERIES DIM IMAGE K EF
  *
  * VECTORS and QUERIES are raw little-endian float32; IMAGE is built where it is missing. One line a
  * query: its rows, best first. The kernels' name goes to stderr. */

@@ -50,6 +50,21 @@ static void build(struct sk_floor_index *self, const struct sk_index_params *par
     self->build_s = (double)(sk_bench_now_ns() - began) / 1e9;
 }
 
+/* "speed", "balanced" (also NULL) or "memory". */
+static enum sk_index_profile profile_of(const char *name)
+{
+    static const char *const names[] = {
+        [SK_INDEX_BALANCED] = "balanced", [SK_INDEX_SPEED] = "speed", [SK_INDEX_MEMORY] = "memory"};
+    for (unsigned i = 0; name != NULL && i < sizeof(names) / sizeof(names[0]); i++)
+        if (strcmp(name, names[i]) == 0)
+            return (enum sk_index_profile)i;
+    if (name != NULL) {
+        fprintf(stderr, "bench: no profile %s\n", name);
+        exit(1);
+    }
+    return SK_INDEX_BALANCED;
+}
+
 void sk_floor_index_open(struct sk_floor_index *self, const char *vectors_path, uint32_t dim,
                          uint32_t m, uint32_t ef_construction, const char *image_path)
 {
@@ -67,6 +82,7 @@ void sk_floor_index_open(struct sk_floor_index *self, const char *vectors_path, 
                                      .ef_construction = ef_construction,
                                      .seed = 1,
                                      .is_unlogged = true,
+                                     .profile = profile_of(getenv("SK_PROFILE")),
                                      .isa = getenv("SK_ISA")}; /* to compare kernel sets */
     struct sk_index_source source = {self, fetch_row};
     FILE *image = image_path != NULL ? fopen(image_path, "rb") : NULL;
