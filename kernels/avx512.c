@@ -451,7 +451,7 @@ static __m512i ordered16(__m512 x)
     return _mm512_xor_si512(bits, flip);
 }
 
-static size_t near_x32(const struct sk_near_block *block, const uint32_t *sums, uint64_t *keys)
+static size_t near_x32(const struct sk_near_block *block, const uint16_t *sums, uint64_t *keys)
 {
     const __m512 base = _mm512_set1_ps(block->base), add_scale = _mm512_set1_ps(block->add_scale),
                  factor_scale = _mm512_set1_ps(block->factor_scale),
@@ -463,7 +463,8 @@ static size_t near_x32(const struct sk_near_block *block, const uint32_t *sums, 
             _mm256_loadu_si256((const __m256i *)(const void *)(block->adds + k))));
         __m512 factors = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(
             _mm_loadu_si128((const __m128i *)(const void *)(block->factors + k))));
-        __m512 dots = _mm512_add_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(sums + k)), bias);
+        __m512 dots = _mm512_add_ps(_mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(
+                                        _mm256_loadu_si256((const __m256i *)(const void *)(sums + k)))), bias);
         __m512 far = _mm512_add_ps(base, _mm512_mul_ps(add_scale, adds));
         __m512 distances =
             _mm512_sub_ps(far, _mm512_mul_ps(_mm512_mul_ps(factor_scale, factors), dots));

@@ -79,7 +79,7 @@ struct sk_kernels {
     void (*signs_f32)(const float *a, const float *b, size_t n, uint8_t *bits);
     /* Of these edges those nearer than limit, in their order, as keys (ordered distance << 32 | id << 1); returns
      * how many. keys has room for SK_NEAR_KEYS_MAX. Distance k = (base + add_scale x adds[k]) - factor_scale x factors[k] x (sums[k] + bias). */
-    size_t (*near_x32)(const struct sk_near_block *block, const uint32_t *sums, uint64_t *keys);
+    size_t (*near_x32)(const struct sk_near_block *block, const uint16_t *sums, uint64_t *keys);
     /* sorted[0..capacity) becomes the capacity smallest of itself and keys[0..count), rising; keys are used
      * up. capacity is a multiple of 8; free places at the end hold UINT64_MAX. */
     void (*merge_keys)(uint64_t *sorted, size_t capacity, uint64_t *keys, size_t count);

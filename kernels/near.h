@@ -27,7 +27,7 @@ static inline void sk_near_signs_f32(const float *a, const float *b, size_t n, u
     }
 }
 
-static inline size_t sk_near_near_x32(const struct sk_near_block *block, const uint32_t *sums,
+static inline size_t sk_near_near_x32(const struct sk_near_block *block, const uint16_t *sums,
                                       uint64_t *keys)
 {
     float distances[SK_SCAN_BLOCK];
@@ -35,7 +35,7 @@ static inline size_t sk_near_near_x32(const struct sk_near_block *block, const u
     for (unsigned k = 0; k < SK_SCAN_BLOCK; k++) {
         float far = block->base + block->add_scale * (float)block->adds[k];
         float factor = block->factor_scale * (float)block->factors[k];
-        distances[k] = far - factor * ((float)(int32_t)sums[k] + block->bias);
+        distances[k] = far - factor * ((float)sums[k] + block->bias);
     }
     for (unsigned k = 0; k < SK_SCAN_BLOCK; k++) { /* which pass cannot be predicted */
         keys[count] =
@@ -73,7 +73,7 @@ static inline void sk_near_merge_keys(uint64_t *sorted, size_t capacity, const u
     {                                                                                              \
         sk_near_signs_f32(a, b, n, bits);                                                          \
     }                                                                                              \
-    static size_t near_x32(const struct sk_near_block *block, const uint32_t *sums,                \
+    static size_t near_x32(const struct sk_near_block *block, const uint16_t *sums,                \
                            uint64_t *keys)                                                         \
     {                                                                                              \
         return sk_near_near_x32(block, sums, keys);                                                \

@@ -281,6 +281,21 @@ static void without_memory_for_rows_walks_go_by_codes(void **state)
     world_deinit(w);
 }
 
+/* Sums of more than 1,024 dimensions do not fit 16 bits: they are cut. */
+static void many_dimensions_lose_nothing(void **state)
+{
+    enum { ROWS = 800, DIM = 2500 };
+    struct world w_, *w = &w_;
+    (void)state;
+    const struct sk_index_params params = speed(SK_METRIC_L2, DIM);
+    world_init(w, &params, LESS(ROWS));
+    world_fill(w, LESS(ROWS));
+    world_rest(w, 0);
+    assert_true(sk_near_is_ready(w->index));
+    assert_true(world_recall(w, 20, 60) > 0.95);
+    world_deinit(w);
+}
+
 /* Too few dimensions for signs: balanced serves. */
 static void below_65_dimensions_there_are_no_rows(void **state)
 {
@@ -305,6 +320,7 @@ int main(void)
         cmocka_unit_test(the_same_is_found_on_every_instruction_set),
         cmocka_unit_test(an_image_is_read_by_the_other_profile),
         cmocka_unit_test(without_memory_for_rows_walks_go_by_codes),
+        cmocka_unit_test(many_dimensions_lose_nothing),
         cmocka_unit_test(below_65_dimensions_there_are_no_rows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -74,7 +74,8 @@ static void near_ones_are_those_under_the_limit(const struct sk_kernels *set)
 {
     int16_t adds[SK_SCAN_BLOCK];
     uint8_t factors[SK_SCAN_BLOCK];
-    uint32_t ids[SK_SCAN_BLOCK], sums[SK_SCAN_BLOCK];
+    uint32_t ids[SK_SCAN_BLOCK];
+    uint16_t sums[SK_SCAN_BLOCK];
     for (unsigned n = 0; n < 3000; n++) {
         struct sk_near_block block = {.count = n % (SK_SCAN_BLOCK + 1),
                                       .adds = adds,
@@ -91,7 +92,7 @@ static void near_ones_are_those_under_the_limit(const struct sk_kernels *set)
             adds[k] = (int16_t)((int)next(65535) - 32767);
             factors[k] = (uint8_t)next(256);
             ids[k] = k >= block.count ? UINT32_MAX : next(0x7FFFFFFF);
-            sums[k] = next(40000);
+            sums[k] = (uint16_t)next(65536);
         }
         uint64_t want[SK_SCAN_BLOCK], keys[SK_NEAR_KEYS_MAX];
         size_t want_count = 0;

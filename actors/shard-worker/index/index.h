@@ -12,7 +12,11 @@
  * (sk_index_result_rows), score them with sk_score_exact() from the stored vectors and keep the
  * best k. Profile memory has no 8-bit codes (341 bytes a row at 384 dimensions and m 16; ip 357): the rows
  * returned are those that 4-bit estimates (about 1 %) cannot tell from the best k, and the owner's scores
- * decide. At 64 dimensions and below, where there are no 4-bit codes, it is the same as balanced. flat (and hnsw below 4,096 rows) scans all 8-bit codes with a certified error bound:
+ * decide. At 64 dimensions and below, where there are no 4-bit codes, it is the same as balanced.
+ * Profile speed adds a row of 1-bit codes of its neighbours to each row (1,792 bytes at 384 dimensions and m 16;
+ * none at 64 dimensions and below): a hop reads one run of memory. They are made behind, by sk_index_step, once
+ * there are flat_below rows and memory for them; until then, and for a filter, it is the same as balanced.
+ * flat (and hnsw below 4,096 rows) scans all 8-bit codes with a certified error bound:
  * is_certain then says that the exact best k are surely among the rows returned.
  *
  * Threads: ONE writer (every function that takes struct sk_index * without const, and

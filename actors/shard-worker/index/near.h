@@ -51,7 +51,8 @@ struct sk_near_walk {
     struct sk_deadline deadline;
     uint32_t k, frontier_size, best_size;
     float stretch, offset;
-    float scale; /* of the query behind the tables */
+    float scale, bias;  /* <q, signs> = scale x (sum + bias) */
+    uint32_t sum_shift; /* sums are cut by so many bits to fit 16 */
     uint32_t row_count; /* neighbour rows that may be read */
     uint32_t cursor;    /* nothing before it in the frontier is left to expand */
     uint32_t row;       /* to be expanded; SK_NO_ROW: the walk is over */

@@ -160,10 +160,23 @@ static uint32_t sequence_again(const struct sk_near_header *header)
 }
 #endif
 
+/* Sums of 16 bits; beyond 1,024 dimensions those of 32 without their last bits. */
+static void scan(const struct sk_near_walk *self, const uint8_t *signs, uint16_t *sums)
+{
+    const uint32_t segments = self->index->padded / 4;
+    uint32_t wide[SK_SCAN_BLOCK];
+    if (segments <= SK_SCAN_SEGMENTS_MAX) {
+        self->index->kernels->scan_u4x32(signs, self->scratch->luts, segments, sums);
+        return;
+    }
+    sk_scan_u4x32(self->index->kernels, signs, self->scratch->luts, segments, wide);
+    for (uint32_t k = 0; k < SK_SCAN_BLOCK; k++)
+        sums[k] = (uint16_t)(wide[k] >> self->sum_shift);
+}
+
 static size_t estimate_block(const struct sk_near_walk *self, const uint8_t *block, float base,
                              float far, uint64_t *keys)
 {
-    const struct sk_index *index = self->index;
     const struct sk_near_header *header = (const struct sk_near_header *)(const void *)block;
     const uint32_t count = atomic_load_explicit(&header->count, memory_order_relaxed);
     const struct sk_near_block near = {
@@ -175,24 +188,22 @@ static size_t estimate_block(const struct sk_near_walk *self, const uint8_t *blo
         .add_scale = atomic_load_explicit(&header->add_scale, memory_order_relaxed),
         .factor_scale = atomic_load_explicit(&header->factor_scale, memory_order_relaxed) *
                         self->scale,
-        .bias = (float)-(int32_t)(SK_NEAR_Q_MAX * index->padded),
+        .bias = self->bias,
         .limit = far};
-    uint32_t sums[SK_SCAN_BLOCK];
-    sk_scan_u4x32(index->kernels, block + SK_NEAR_FIXED_BYTES, self->scratch->luts,
-                  index->padded / 4, sums);
-    return index->kernels->near_x32(&near, sums, keys);
+    uint16_t sums[SK_SCAN_BLOCK];
+    scan(self, block + SK_NEAR_FIXED_BYTES, sums);
+    return self->index->kernels->near_x32(&near, sums, keys);
 }
 
 /* False when the row is not there, or the writer is at it all the time. */
-static bool estimate(const struct sk_near_walk *self, uint32_t row, float base, uint64_t *keys,
-                     size_t *count)
+static bool estimate(const struct sk_near_walk *self, uint32_t row, float base, float far,
+                     uint64_t *keys, size_t *count)
 {
     const struct sk_index *index = self->index;
     if (row >= self->row_count)
         return false;
     const struct sk_near_header *header =
         (const struct sk_near_header *)(const void *)sk_near_row(index, row);
-    const float far = limit(self);
     for (unsigned n = 0; n < RETRIES_MAX; n++) {
         const uint32_t sequence = atomic_load_explicit(&header->sequence, memory_order_acquire);
         if (atomic_load_explicit(&header->generation, memory_order_relaxed) !=
@@ -209,12 +220,11 @@ static bool estimate(const struct sk_near_walk *self, uint32_t row, float base, 
 }
 
 /* The neighbours by their 4-bit codes, as profile balanced does it. */
-static size_t measure(const struct sk_near_walk *self, uint32_t row, uint64_t *keys)
+static size_t measure(const struct sk_near_walk *self, uint32_t row, float far, uint64_t *keys)
 {
     uint32_t list[SK_DEGREE_MAX], length = sk_links_get(self->index, row, list), fresh = 0;
     float distances[SK_DEGREE_MAX];
     const uint32_t visited_rows = self->scratch->visited_words * 64;
-    const float far = limit(self);
     size_t count = 0;
     for (uint32_t i = 0; i < length; i++)
         if (list[i] < visited_rows &&
@@ -245,7 +255,13 @@ void sk_near_begin(struct sk_near_walk *self)
     self->cursor = 0;
     self->offset = index->params.metric == SK_METRIC_IP ? query->norm * query->norm : 0;
     const float max = index->kernels->max_abs_f32(query->vector, index->padded);
-    self->scale = max > 1e-18F ? max / SK_NEAR_Q_MAX : 0;
+    self->sum_shift = 0;
+    while (index->padded / 4 > (uint32_t)SK_SCAN_SEGMENTS_MAX << self->sum_shift)
+        self->sum_shift++;
+    /* of what the sums are short of, half a bit that was cut off is put back */
+    self->bias = 0.5F - 0.5F / (float)(1U << self->sum_shift) -
+                 (float)(SK_NEAR_Q_MAX * index->padded) / (float)(1U << self->sum_shift);
+    self->scale = max > 1e-18F ? max / SK_NEAR_Q_MAX * (float)(1U << self->sum_shift) : 0;
     index->kernels->quantise_s8(query->vector, index->padded,
                                 max > 1e-18F ? SK_NEAR_Q_MAX / max : 0, SK_NEAR_Q_MAX, narrow);
     index->kernels->luts_signs(narrow, index->padded, scratch->luts);
@@ -279,8 +295,9 @@ void sk_near_take(struct sk_near_walk *self)
         uint64_t key = sk_key(distance, row);
         index->kernels->merge_keys(scratch->beam, self->best_size, &key, 1);
     }
-    if (!estimate(self, row, distance, keys, &count))
-        count = measure(self, row, keys);
+    const float far = limit(self);
+    if (!estimate(self, row, distance, far, keys, &count))
+        count = measure(self, row, far, keys);
     offer(self, keys, count);
     pick(self);
 }
