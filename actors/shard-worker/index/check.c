@@ -1,5 +1,5 @@
 /* The checker: what must hold between rows, lists, in-degrees and counters. */
-#include "actors/shard-worker/index/internal.h"
+#include "actors/shard-worker/index/ivf.h"
 
 #include <stdlib.h>
 
@@ -57,7 +57,7 @@ static enum sk_err check_counts(const struct sk_index *self, const uint32_t *in_
     for (uint32_t row = 0; row < row_count; row++) {
         live += sk_state(self, row) == SK_ROW_LIVE;
         dead += sk_state(self, row) > SK_ROW_LIVE;
-        if (in_degrees[row] != *sk_in_degree_of(self, row))
+        if (self->degree > 0 && in_degrees[row] != *sk_in_degree_of(self, row))
             return sk_fail(d, SK_ERR_INTERNAL, "row %u has in-degree %u, counted %u", row,
                            *sk_in_degree_of(self, row), in_degrees[row]);
     }
@@ -89,6 +89,8 @@ enum sk_err sk_index_check(struct sk_index *self, struct sk_index_check_report *
         rc = check_list(self, row, in_degrees, report, d);
     if (rc == SK_ERR_OK)
         rc = check_counts(self, in_degrees, d);
+    if (rc == SK_ERR_OK && self->ivf != NULL)
+        rc = sk_ivf_verify(self, false, d);
     if (rc == SK_ERR_OK)
         rc = sk_near_check(self, d);
     if (rc != SK_ERR_OK || self->params.kind != SK_INDEX_HNSW)

@@ -175,8 +175,7 @@ void sk_decode(const struct sk_index *self, const struct sk_generation *generati
         out[i] = scale * (float)plane[i];
 }
 
-/* out->vector is set; everything else follows from it. */
-static void prepare(const struct sk_index *self, struct sk_prepared *out)
+void sk_prepare(const struct sk_index *self, struct sk_prepared *out)
 {
     const struct sk_kernels *kernels = self->kernels;
     const uint32_t n = self->padded;
@@ -213,7 +212,7 @@ static void prepare_query(const struct sk_index *self, const struct sk_generatio
     } else {
         centre(self, generation, out->vector);
     }
-    prepare(self, out);
+    sk_prepare(self, out);
     if (self->params.metric == SK_METRIC_IP)
         out->norm_sq = 0; /* distances are -2 <q, x>, without lengths */
 }
@@ -242,7 +241,7 @@ void sk_prepare_row(const struct sk_index *self, const struct sk_generation *gen
     out->add_weight = 1;
     out->offset = 0;
     out->is_augmented = self->params.metric == SK_METRIC_IP;
-    prepare(self, out);
+    sk_prepare(self, out);
     if (out->is_augmented)
         out->augmented = sk_augmented(self, sk_factors_of(generation, row)->raw_norm_sq);
 }

@@ -6,8 +6,9 @@
  *   6 row u32                                            let go of
  *   7 number u32, padded x float                         new centre of the codes
  *   8 at u8, row u32                                     entry point
- *   9 lseq u64                                           watermark */
-#include "actors/shard-worker/index/internal.h"
+ *   9 lseq u64                                           watermark
+ *   10 and above: ivf_delta.c */
+#include "actors/shard-worker/index/ivf.h"
 
 #include <stdlib.h>
 
@@ -72,8 +73,7 @@ enum sk_err sk_delta_reserve(struct sk_index *self, size_t bytes, struct sk_diag
     return SK_ERR_OK;
 }
 
-/* Room was reserved; a record that would not fit (a defect) is caught here rather than written. */
-static void put(struct sk_index *self, const void *bytes, size_t size)
+void sk_delta_put(struct sk_index *self, const void *bytes, size_t size)
 {
     SK_CHECK(self->delta_size + size <= self->delta_capacity);
     memcpy(self->delta + self->delta_size, bytes, size);
@@ -83,12 +83,12 @@ static void put(struct sk_index *self, const void *bytes, size_t size)
 static void put_u8(struct sk_index *self, unsigned value)
 {
     uint8_t byte = (uint8_t)value;
-    put(self, &byte, 1);
+    sk_delta_put(self, &byte, 1);
 }
 
 static void put_u32(struct sk_index *self, uint32_t value)
 {
-    put(self, &value, sizeof value);
+    sk_delta_put(self, &value, sizeof value);
 }
 
 static void put_links(struct sk_index *self, uint32_t row)
@@ -96,7 +96,7 @@ static void put_links(struct sk_index *self, uint32_t row)
     uint32_t list[SK_DEGREE_MAX];
     uint32_t count = sk_links_get(self, row, list);
     put_u8(self, count);
-    put(self, list, count * sizeof *list);
+    sk_delta_put(self, list, count * sizeof *list);
 }
 
 void sk_delta_insert(struct sk_index *self, uint32_t row)
@@ -105,7 +105,7 @@ void sk_delta_insert(struct sk_index *self, uint32_t row)
         return;
     put_u8(self, INSERT);
     put_u32(self, row);
-    put(self, sk_lseq_of(self, row), sizeof(uint64_t));
+    sk_delta_put(self, sk_lseq_of(self, row), sizeof(uint64_t));
     put_links(self, row);
 }
 
@@ -124,7 +124,7 @@ void sk_delta_keep(struct sk_index *self, uint32_t row, const uint8_t *mask, uin
         return;
     put_u8(self, KEEP);
     put_u32(self, row);
-    put(self, mask, (self->degree + 7) / 8);
+    sk_delta_put(self, mask, (self->degree + 7) / 8);
     put_u32(self, id);
 }
 
@@ -151,7 +151,7 @@ void sk_delta_mean(struct sk_index *self, uint32_t number, const float *mean)
         return;
     put_u8(self, MEAN);
     put_u32(self, number);
-    put(self, mean, self->padded * sizeof *mean);
+    sk_delta_put(self, mean, self->padded * sizeof *mean);
 }
 
 void sk_delta_entry(struct sk_index *self, uint32_t at, uint32_t row)
@@ -180,7 +180,7 @@ void sk_index_take_delta(struct sk_index *self, struct sk_span *delta, uint64_t 
     if (sk_index_delta_pending_bytes(self) == 0)
         return;
     put_u8(self, WATERMARK); /* its room is part of every reserve */
-    put(self, watermark_lseq, sizeof *watermark_lseq);
+    sk_delta_put(self, watermark_lseq, sizeof *watermark_lseq);
     const uint32_t magic = MAGIC, size = (uint32_t)(self->delta_size - SK_DELTA_HEADER_BYTES);
     const uint64_t hash = sk_hash(MAGIC, self->delta + SK_DELTA_HEADER_BYTES, size);
     memcpy(self->delta, &magic, sizeof magic);
@@ -193,14 +193,7 @@ void sk_index_take_delta(struct sk_index *self, struct sk_span *delta, uint64_t 
 
 /* ---- reading ---- */
 
-struct cursor {
-    struct sk_index *index;
-    const uint8_t *at;
-    size_t left;
-    struct sk_diag *d;
-};
-
-static bool get(struct cursor *c, void *out, size_t size)
+bool sk_delta_get(struct sk_delta_cursor *c, void *out, size_t size)
 {
     if (c->left < size)
         return false;
@@ -210,7 +203,7 @@ static bool get(struct cursor *c, void *out, size_t size)
     return true;
 }
 
-static enum sk_err bad(struct cursor *c, const char *what, uint32_t row)
+enum sk_err sk_delta_bad(struct sk_delta_cursor *c, const char *what, uint32_t row)
 {
     return sk_fail(c->d, SK_ERR_INVALID, "index delta: %s (row %u, %zu bytes before the end)", what,
                    row, c->left);
@@ -221,28 +214,28 @@ static bool is_in_use(const struct sk_index *self, uint32_t row)
     return row < sk_row_count(self) && sk_state(self, row) != SK_ROW_EMPTY;
 }
 
-static enum sk_err check_list(struct cursor *c, uint32_t row, const uint32_t *list, uint32_t count)
+static enum sk_err check_list(struct sk_delta_cursor *c, uint32_t row, const uint32_t *list, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++) {
         if (list[i] == row || !is_in_use(c->index, list[i]))
-            return bad(c, "an edge to a row that is not there, or to itself", row);
+            return sk_delta_bad(c, "an edge to a row that is not there, or to itself", row);
         for (uint32_t j = 0; j < i; j++)
             if (list[j] == list[i])
-                return bad(c, "an edge twice", row);
+                return sk_delta_bad(c, "an edge twice", row);
     }
     return SK_ERR_OK;
 }
 
-static enum sk_err get_list(struct cursor *c, uint32_t row, uint32_t *list, uint32_t *count)
+static enum sk_err get_list(struct sk_delta_cursor *c, uint32_t row, uint32_t *list, uint32_t *count)
 {
     uint8_t count8;
-    if (!get(c, &count8, 1) || count8 > c->index->degree || !get(c, list, count8 * sizeof *list))
-        return bad(c, "a list that is too long or cut off", row);
+    if (!sk_delta_get(c, &count8, 1) || count8 > c->index->degree || !sk_delta_get(c, list, count8 * sizeof *list))
+        return sk_delta_bad(c, "a list that is too long or cut off", row);
     *count = count8;
     return check_list(c, row, list, *count);
 }
 
-static bool mark_needs_code(struct sk_index *self, uint32_t row)
+bool sk_mark_needs_code(struct sk_index *self, uint32_t row)
 {
     if (row / 64 >= self->needs_code_words) {
         uint32_t words = (row / 64 + 1) * 2;
@@ -262,49 +255,69 @@ bool sk_mark_need_codes(struct sk_index *self)
     bool is_marked = true;
     for (uint32_t row = sk_row_count(self); row-- > 0 && is_marked;)
         if (sk_state(self, row) != SK_ROW_EMPTY)
-            is_marked = mark_needs_code(self, row);
+            is_marked = sk_mark_needs_code(self, row);
     return is_marked;
 }
 
-static bool needs_code(const struct sk_index *self, uint32_t row)
+bool sk_needs_code(const struct sk_index *self, uint32_t row)
 {
     return row / 64 < self->needs_code_words && (self->needs_code[row / 64] >> row % 64 & 1) != 0;
 }
 
-static enum sk_err apply_insert(struct cursor *c)
+static enum sk_err check_new_row(struct sk_delta_cursor *c, uint32_t row)
+{
+    if (row >= SK_INDEX_ROWS_MAX || row > (uint64_t)sk_row_count(c->index) + ROWS_AHEAD_MAX ||
+        is_in_use(c->index, row))
+        return sk_delta_bad(c, "a row that is in use or far beyond the others", row);
+    return SK_ERR_OK;
+}
+
+enum sk_err sk_delta_new_row(struct sk_delta_cursor *c, uint32_t row, uint64_t lseq)
 {
     struct sk_index *self = c->index;
-    uint32_t row, count, list[SK_DEGREE_MAX];
-    uint64_t lseq;
-    if (!get(c, &row, sizeof row) || !get(c, &lseq, sizeof lseq))
-        return bad(c, "cut off", 0);
-    if (row > (uint64_t)sk_row_count(self) + ROWS_AHEAD_MAX || is_in_use(self, row))
-        return bad(c, "a row that is in use or far beyond the others", row);
-    enum sk_err rc = get_list(c, row, list, &count);
+    enum sk_err rc = check_new_row(c, row);
     if (rc == SK_ERR_OK)
         rc = sk_rows_commit(self, row + 1, c->d);
     if (rc != SK_ERR_OK)
         return rc;
-    if (!mark_needs_code(self, row))
+    if (!sk_mark_needs_code(self, row))
         return sk_fail(c->d, SK_ERR_NOMEM, "no memory to replay an index delta");
     if (row >= sk_row_count(self))
         atomic_store(&self->row_count, row + 1);
     *sk_lseq_of(self, row) = lseq;
     sk_state_set(self, row, SK_ROW_LIVE);
-    sk_links_set(self, row, list, count);
     atomic_fetch_add(&self->live_count, 1);
     sk_index_advance(self, lseq);
     return SK_ERR_OK;
 }
 
-static enum sk_err apply_change(struct cursor *c, enum record record)
+static enum sk_err apply_insert(struct sk_delta_cursor *c)
+{
+    struct sk_index *self = c->index;
+    uint32_t row, count, list[SK_DEGREE_MAX];
+    uint64_t lseq;
+    if (self->ivf != NULL)
+        return sk_delta_bad(c, "a row without a list", 0);
+    if (!sk_delta_get(c, &row, sizeof row) || !sk_delta_get(c, &lseq, sizeof lseq))
+        return sk_delta_bad(c, "cut off", 0);
+    enum sk_err rc = check_new_row(c, row);
+    if (rc == SK_ERR_OK)
+        rc = get_list(c, row, list, &count);
+    if (rc == SK_ERR_OK)
+        rc = sk_delta_new_row(c, row, lseq);
+    if (rc == SK_ERR_OK)
+        sk_links_set(self, row, list, count);
+    return rc;
+}
+
+static enum sk_err apply_change(struct sk_delta_cursor *c, enum record record)
 {
     struct sk_index *self = c->index;
     uint32_t row, id = SK_NO_ROW, length, count = 0;
     uint32_t list[SK_DEGREE_MAX + 1];
     uint8_t mask[SK_DEGREE_MAX / 8] = {0};
-    if (!get(c, &row, sizeof row) || !is_in_use(self, row))
-        return bad(c, "a change of a row that is not there", 0);
+    if (!sk_delta_get(c, &row, sizeof row) || !is_in_use(self, row))
+        return sk_delta_bad(c, "a change of a row that is not there", 0);
     if (record == LIST) {
         enum sk_err rc = get_list(c, row, list, &count);
         if (rc == SK_ERR_OK)
@@ -312,37 +325,39 @@ static enum sk_err apply_change(struct cursor *c, enum record record)
         return rc;
     }
     length = sk_links_get(self, row, list);
-    if (record == KEEP && !get(c, mask, (self->degree + 7) / 8))
-        return bad(c, "cut off", row);
-    if (!get(c, &id, sizeof id))
-        return bad(c, "cut off", row);
+    if (record == KEEP && !sk_delta_get(c, mask, (self->degree + 7) / 8))
+        return sk_delta_bad(c, "cut off", row);
+    if (!sk_delta_get(c, &id, sizeof id))
+        return sk_delta_bad(c, "cut off", row);
     for (uint32_t i = 0; i < length; i++)
         if (record == APPEND || (mask[i / 8] >> i % 8 & 1) != 0)
             list[count++] = list[i];
     for (uint32_t i = length; i < self->degree; i++)
         if ((mask[i / 8] >> i % 8 & 1) != 0)
-            return bad(c, "keeps an edge that is not there", row);
+            return sk_delta_bad(c, "keeps an edge that is not there", row);
     if (record == APPEND || id != SK_NO_ROW)
         list[count++] = id;
     if (count > self->degree)
-        return bad(c, "one edge too many", row);
+        return sk_delta_bad(c, "one edge too many", row);
     enum sk_err rc = check_list(c, row, list, count);
     if (rc == SK_ERR_OK)
         sk_links_set(self, row, list, count);
     return rc;
 }
 
-static enum sk_err apply_row(struct cursor *c, enum record record)
+static enum sk_err apply_row(struct sk_delta_cursor *c, enum record record)
 {
     struct sk_index *self = c->index;
     uint32_t row;
-    if (!get(c, &row, sizeof row) || !is_in_use(self, row) ||
+    if (!sk_delta_get(c, &row, sizeof row) || !is_in_use(self, row) ||
         sk_state(self, row) != (record == REMOVE ? SK_ROW_LIVE : SK_ROW_DEAD))
-        return bad(c, "removes or lets go of a row that is not there", 0);
+        return sk_delta_bad(c, "removes or lets go of a row that is not there", 0);
     if (record == REMOVE) {
         sk_state_set(self, row, SK_ROW_DEAD);
         atomic_fetch_sub(&self->live_count, 1);
         atomic_fetch_add(&self->dead_count, 1);
+        if (self->ivf != NULL)
+            sk_ivf_replay_removed(self, row);
         return SK_ERR_OK;
     }
     sk_links_set(self, row, NULL, 0);
@@ -353,27 +368,29 @@ static enum sk_err apply_row(struct cursor *c, enum record record)
     return SK_ERR_OK;
 }
 
-static enum sk_err apply_mean(struct cursor *c)
+static enum sk_err apply_mean(struct sk_delta_cursor *c)
 {
     struct sk_index *self = c->index;
     float *mean = self->scratch.prepared.vector;
     uint32_t number;
-    if (!get(c, &number, sizeof number) || !get(c, mean, self->padded * sizeof *mean) ||
+    if (self->ivf != NULL)
+        return sk_delta_bad(c, "a centre of codes that this index does not have", 0);
+    if (!sk_delta_get(c, &number, sizeof number) || !sk_delta_get(c, mean, self->padded * sizeof *mean) ||
         !sk_vector_is_finite(mean, self->padded) || number <= sk_generation_now(self)->number)
-        return bad(c, "a centre that makes no sense", 0);
+        return sk_delta_bad(c, "a centre that makes no sense", 0);
     for (uint32_t i = 0; i < self->padded; i++)
         if (mean[i] > 1e18F || mean[i] < -1e18F)
-            return bad(c, "a centre that makes no sense", 0);
+            return sk_delta_bad(c, "a centre that makes no sense", 0);
     return sk_renew_now(self, number, mean, c->d);
 }
 
-static enum sk_err apply_record(struct cursor *c)
+static enum sk_err apply_record(struct sk_delta_cursor *c)
 {
     uint8_t record, at;
     uint32_t row;
     uint64_t lseq;
-    if (!get(c, &record, 1))
-        return bad(c, "cut off", 0);
+    if (!sk_delta_get(c, &record, 1))
+        return sk_delta_bad(c, "cut off", 0);
     switch (record) {
     case INSERT:
         return apply_insert(c);
@@ -387,29 +404,29 @@ static enum sk_err apply_record(struct cursor *c)
     case MEAN:
         return apply_mean(c);
     case ENTRY:
-        if (!get(c, &at, 1) || !get(c, &row, sizeof row) || at >= SK_ENTRY_COUNT ||
+        if (!sk_delta_get(c, &at, 1) || !sk_delta_get(c, &row, sizeof row) || at >= SK_ENTRY_COUNT ||
             (row != SK_NO_ROW && !is_in_use(c->index, row)))
-            return bad(c, "an entry that is not there", 0);
+            return sk_delta_bad(c, "an entry that is not there", 0);
         atomic_store(&c->index->entries[at], row);
         return SK_ERR_OK;
     case WATERMARK:
-        if (!get(c, &lseq, sizeof lseq))
-            return bad(c, "cut off", 0);
+        if (!sk_delta_get(c, &lseq, sizeof lseq))
+            return sk_delta_bad(c, "cut off", 0);
         sk_index_advance(c->index, lseq);
         return SK_ERR_OK;
     default:
-        return bad(c, "an unknown record", record);
+        return sk_ivf_apply_record(c, record);
     }
 }
 
 enum sk_err sk_index_apply_delta(struct sk_index *self, struct sk_span delta, struct sk_diag *d)
 {
-    struct cursor c = {self, delta.bytes, delta.size, d};
+    struct sk_delta_cursor c = {self, delta.bytes, delta.size, d};
     uint32_t magic, size;
     uint64_t hash;
     self->is_loading = true;
-    if (!get(&c, &magic, sizeof magic) || !get(&c, &size, sizeof size) ||
-        !get(&c, &hash, sizeof hash) || magic != MAGIC || size != c.left ||
+    if (!sk_delta_get(&c, &magic, sizeof magic) || !sk_delta_get(&c, &size, sizeof size) ||
+        !sk_delta_get(&c, &hash, sizeof hash) || magic != MAGIC || size != c.left ||
         hash != sk_hash(MAGIC, c.at, c.left))
         return sk_fail(d, SK_ERR_INVALID, "index delta of %zu bytes: header or checksum is wrong",
                        delta.size);
@@ -436,6 +453,8 @@ static bool encode_from_source(struct sk_index *self, uint32_t row)
     if (norm_sq > 1e36)
         return false;
     sk_rotate(self, vector, self->scratch.raw);
+    if (self->ivf != NULL)
+        return sk_ivf_load_row(self, row, self->scratch.raw, NULL) == SK_ERR_OK;
     sk_encode(self, sk_generation_now(self), row, self->scratch.raw, (float)norm_sq, 0);
     return true;
 }
@@ -458,10 +477,10 @@ static void settle_row(struct sk_index *self, uint32_t row, const struct sk_inde
     bool is_used = live != NULL && live->lseq_of(live->impl, row, &lseq);
     if (live != NULL && (!is_used || lseq != *sk_lseq_of(self, row)))
         make_dead(self, row);
-    if (needs_code(self, row) && sk_state(self, row) == SK_ROW_LIVE &&
+    if (sk_needs_code(self, row) && sk_state(self, row) == SK_ROW_LIVE &&
         !encode_from_source(self, row))
         make_dead(self, row);
-    if (sk_state(self, row) == SK_ROW_DEAD && (is_used || needs_code(self, row)))
+    if (sk_state(self, row) == SK_ROW_DEAD && (is_used || sk_needs_code(self, row)))
         sk_state_set(self, row, SK_ROW_SWEPT);
 }
 
@@ -487,6 +506,8 @@ static void settle_numbers(struct sk_index *self)
     const struct sk_generation *generation = sk_generation_now(self);
     const uint32_t row_count = sk_row_count(self);
     self->max_norm_sq = 0;
+    if (self->ivf != NULL)
+        return;
     for (uint32_t row = 0; row < row_count; row++)
         if (sk_state(self, row) != SK_ROW_EMPTY) {
             float norm_sq = sk_raw_norm_sq_of(generation, row);
@@ -502,6 +523,8 @@ static void settle_numbers(struct sk_index *self)
 
 static void settle_entries(struct sk_index *self)
 {
+    if (self->ivf != NULL)
+        return;
     sk_entries_mend(self);
     if (atomic_load(&self->entries[0]) == SK_NO_ROW && atomic_load(&self->live_count) > 0)
         sk_entries_renew(self);
@@ -518,6 +541,11 @@ enum sk_err sk_index_load_finish(struct sk_index *self, const struct sk_index_li
     const uint32_t row_count = sk_row_count(self);
     uint32_t swept = 0;
     uint64_t lseq;
+    if (self->ivf != NULL) {
+        enum sk_err rc = sk_ivf_load_drop(self, d);
+        if (rc != SK_ERR_OK)
+            return rc;
+    }
     for (uint32_t row = 0; row < row_count; row++)
         if (sk_state(self, row) != SK_ROW_EMPTY) {
             settle_row(self, row, live);
@@ -538,6 +566,8 @@ enum sk_err sk_index_load_finish(struct sk_index *self, const struct sk_index_li
         self->reclaimed.count = kept;
         settle_entries(self);
     }
+    if (self->ivf != NULL)
+        sk_ivf_load_end(self);
     free(self->needs_code);
     self->needs_code = NULL;
     self->needs_code_words = 0;

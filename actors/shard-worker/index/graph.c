@@ -15,6 +15,10 @@ bool sk_scratch_init(struct sk_scratch *self, const struct sk_index *index)
     self->prepared.narrow = malloc(n * sizeof *self->prepared.narrow);
     self->prepared.wide = malloc(n * sizeof *self->prepared.wide);
     self->raw = malloc(n * sizeof *self->raw);
+    if (index->ivf != NULL && !sk_ivf_scratch_init(self, index)) {
+        sk_scratch_deinit(self);
+        return false;
+    }
     if (self->prepared.vector != NULL && self->prepared.narrow != NULL &&
         self->prepared.wide != NULL && self->raw != NULL)
         return true;
@@ -35,6 +39,8 @@ void sk_scratch_deinit(struct sk_scratch *self)
     free(self->prepared.wide);
     free(self->raw);
     free(self->luts);
+    free(self->ivf_luts);
+    free(self->ivf_tables);
     *self = (struct sk_scratch){0};
 }
 

@@ -1,12 +1,15 @@
 /* Checkpoints: one sequential file.
  *   header | mean | states | lseqs | links | 4-bit codes | their factors | 8-bit codes | their factors
  *   | hash u64
+ * and, of kinds with lists, what ivf_image.c says before the hash.
  * The hash runs over blocks of BLOCK bytes of each part in turn, the header included. */
-#include "actors/shard-worker/index/internal.h"
+#include "actors/shard-worker/index/ivf.h"
 
 #include <stdlib.h>
 
-enum { FORMAT = 1, BLOCK = 64 << 10, FIRST_PART = 5, SECTION_COUNT = FIRST_PART + SK_PART_STORED };
+enum { FORMAT = 1, BLOCK = 64 << 10, FIRST_PART = 5,
+       IVF_PART = FIRST_PART + SK_PART_STORED,
+       SECTION_COUNT = IVF_PART + SK_IVF_SECTIONS };
 static const char MAGIC[8] = {'S', 'K', 'I', 'N', 'D', 'E', 'X', '\n'};
 
 struct header {
@@ -26,7 +29,8 @@ size_t sk_image_bytes(const struct sk_index *self)
     for (unsigned part = 0; part < SK_PART_STORED; part++)
         row_bytes += self->part_bytes[part];
     return sizeof(struct header) + (size_t)self->padded * sizeof(float) +
-           (size_t)sk_row_count(self) * row_bytes + 8;
+           (size_t)sk_row_count(self) * row_bytes + 8 +
+           (self->ivf != NULL ? sk_ivf_image_bytes(self) : 0);
 }
 
 static uint32_t header_hash(struct header header)
@@ -74,7 +78,8 @@ enum sk_err sk_index_checkpoint_begin(struct sk_index *self, struct sk_diag *d)
         return sk_fail(d, SK_ERR_BUSY, "a checkpoint of this index is being written");
     if (sk_index_delta_pending_bytes(self) > 0)
         return sk_fail(d, SK_ERR_INVALID, "changes of this index wait to be taken");
-    const size_t frozen_bytes = sizeof(struct header) + mean_bytes + rows * 9 + links_bytes + 64;
+    const size_t frozen_bytes = sizeof(struct header) + mean_bytes + rows * 9 + links_bytes + 64 +
+                                (self->ivf != NULL ? sk_ivf_frozen_bytes(self) : 0);
     uint8_t *frozen = malloc(frozen_bytes);
     if (frozen == NULL)
         return sk_fail(d, SK_ERR_NOMEM, "no memory for a checkpoint (%zu bytes)", frozen_bytes);
@@ -99,6 +104,8 @@ enum sk_err sk_index_checkpoint_begin(struct sk_index *self, struct sk_diag *d)
         checkpoint->sections[FIRST_PART + part].bytes = generation->parts[part].base;
         checkpoint->sections[FIRST_PART + part].size = rows * self->part_bytes[part];
     }
+    if (self->ivf != NULL)
+        sk_ivf_freeze(self, frozen, &checkpoint->sections[IVF_PART]);
     self->delta_log_bytes = 0;
     return SK_ERR_OK;
 }
@@ -193,8 +200,7 @@ static enum sk_err check_header(const struct header *header, const struct sk_ind
     return SK_ERR_OK;
 }
 
-static bool read_hashed(const struct sk_index_image_reader *reader, void *bytes, size_t size,
-                        uint64_t *hash)
+bool sk_image_read(const struct sk_index_image_reader *reader, void *bytes, size_t size, uint64_t *hash)
 {
     uint8_t *at = bytes;
     for (size_t done = 0; done < size;) {
@@ -215,12 +221,12 @@ static bool read_part(struct sk_index *self, const struct header *header, unsign
     const size_t rows = header->row_count;
     const uint32_t row_bytes = sk_part_bytes(self, (enum sk_index_profile)header->profile, part);
     if (row_bytes == self->part_bytes[part])
-        return read_hashed(reader, sk_generation_now(self)->parts[part].base, rows * row_bytes, hash);
+        return sk_image_read(reader, sk_generation_now(self)->parts[part].base, rows * row_bytes, hash);
     uint8_t *passed_over = malloc(BLOCK);
     bool is_read = passed_over != NULL;
     for (size_t left = rows * row_bytes; left > 0 && is_read;) {
         const size_t count = left < BLOCK ? left : BLOCK; /* as the hash was made */
-        is_read = read_hashed(reader, passed_over, count, hash);
+        is_read = sk_image_read(reader, passed_over, count, hash);
         left -= count;
     }
     free(passed_over);
@@ -297,14 +303,19 @@ static enum sk_err read_rows(struct sk_index *self, const struct header *header,
     if (rc != SK_ERR_OK)
         return rc;
     atomic_store(&self->row_count, header->row_count);
-    if (!read_hashed(reader, generation->mean, self->padded * sizeof(float), &hash) ||
-        !read_hashed(reader, self->states.base, rows, &hash) ||
-        !read_hashed(reader, self->lseqs.base, rows * 8, &hash) ||
-        !read_hashed(reader, self->links.base, rows * self->links_stride * 4, &hash))
+    if (!sk_image_read(reader, generation->mean, self->padded * sizeof(float), &hash) ||
+        !sk_image_read(reader, self->states.base, rows, &hash) ||
+        !sk_image_read(reader, self->lseqs.base, rows * 8, &hash) ||
+        !sk_image_read(reader, self->links.base, rows * self->links_stride * 4, &hash))
         return sk_fail(d, SK_ERR_INVALID, "index image: cut off or unreadable");
     for (unsigned part = 0; part < SK_PART_STORED; part++)
         if (!read_part(self, header, part, reader, &hash))
             return sk_fail(d, SK_ERR_INVALID, "index image: cut off or unreadable");
+    if (self->ivf != NULL) {
+        rc = sk_ivf_image_read(self, reader, &hash, d);
+        if (rc != SK_ERR_OK)
+            return rc;
+    }
     if (!reader->read(reader->impl, &stored, sizeof stored))
         return sk_fail(d, SK_ERR_INVALID, "index image: cut off or unreadable");
     if (hash != stored)
@@ -317,6 +328,8 @@ static enum sk_err read_rows(struct sk_index *self, const struct header *header,
     rc = check_rows(self, d);
     if (rc == SK_ERR_OK)
         rc = check_links(self, d);
+    if (rc == SK_ERR_OK && self->ivf != NULL)
+        rc = sk_ivf_verify(self, true, d);
     for (uint32_t at = 0; at < SK_ENTRY_COUNT && rc == SK_ERR_OK; at++) {
         uint32_t row = header->entries[at];
         if (row != SK_NO_ROW && (row >= rows || sk_state(self, row) == SK_ROW_EMPTY))

@@ -1,4 +1,5 @@
 /* One vector index: making it, rows in and out, numbers about it. */
+#include "actors/shard-worker/index/ivf.h"
 #include "actors/shard-worker/index/recall.h"
 
 #include <math.h>
@@ -14,10 +15,16 @@ enum {
 static const uint64_t RESERVE_BYTES = (uint64_t)64 << 30;
 static const float NORM_SQ_MAX = 1e36F;
 
+static bool has_lists(enum sk_index_kind kind)
+{
+    return kind >= SK_INDEX_IVF_FLAT;
+}
+
 static enum sk_err check_params(struct sk_index_params *params, struct sk_diag *d)
 {
-    if (params->kind != SK_INDEX_FLAT && params->kind != SK_INDEX_HNSW)
-        return sk_fail(d, SK_ERR_INVALID, "index kind %d, want flat or hnsw", (int)params->kind);
+    if (params->kind < SK_INDEX_FLAT || params->kind > SK_INDEX_HYBRID)
+        return sk_fail(d, SK_ERR_INVALID,
+                       "index kind %d, want flat, hnsw, ivf_flat, ivf_pq or hybrid", (int)params->kind);
     if (params->metric < SK_METRIC_L2 || params->metric > SK_METRIC_COSINE)
         return sk_fail(d, SK_ERR_INVALID, "metric %d, want l2, ip or cosine", (int)params->metric);
     if (params->dim < 1 || params->dim > SK_INDEX_DIM_MAX)
@@ -25,6 +32,11 @@ static enum sk_err check_params(struct sk_index_params *params, struct sk_diag *
     if (params->profile > SK_INDEX_MEMORY)
         return sk_fail_field(d, SK_ERR_INVALID, "profile",
                              "profile %d, want balanced, speed or memory", (int)params->profile);
+    if (has_lists(params->kind)) {
+        enum sk_err rc = sk_ivf_check_params(params, d);
+        if (rc != SK_ERR_OK)
+            return rc;
+    }
     if (params->m == 0)
         params->m = M_DEFAULT;
     if (params->ef_construction == 0)
@@ -44,6 +56,8 @@ static enum sk_err check_params(struct sk_index_params *params, struct sk_diag *
 
 uint32_t sk_part_bytes(const struct sk_index *self, enum sk_index_profile profile, unsigned part)
 {
+    if (has_lists(self->params.kind))
+        return 0;
     const bool is_bare = profile == SK_INDEX_MEMORY && self->code_bytes > 0;
     switch ((enum sk_part)part) {
     case SK_PART_CODES:
@@ -62,6 +76,26 @@ uint32_t sk_part_bytes(const struct sk_index *self, enum sk_index_profile profil
     return 0;
 }
 
+/* The codes of kinds with lists are in these. */
+static bool layout_rows(struct sk_index *self)
+{
+    const bool is_graph = self->params.kind == SK_INDEX_HNSW;
+    self->row_bytes = self->links_stride * 4 + 1 + 8 + (is_graph ? 4 : 0);
+    for (unsigned part = 0; part < SK_PART_COUNT; part++)
+        self->row_bytes += self->part_bytes[part];
+    self->row_bytes += sk_near_row_bytes(self);
+    if (has_lists(self->params.kind)) {
+        if (!sk_ivf_init(self))
+            return false;
+        self->row_bytes += sk_ivf_row_bytes(self);
+    }
+    uint64_t budget = self->params.memory_bytes_max;
+    uint64_t rows =
+        (budget > 0 && budget < RESERVE_BYTES ? budget : RESERVE_BYTES) / self->row_bytes + 1;
+    self->rows_max = rows < SK_INDEX_ROWS_MAX ? (uint32_t)rows : SK_INDEX_ROWS_MAX;
+    return true;
+}
+
 static void layout(struct sk_index *self)
 {
     self->padded = sk_rotation_padded(self->params.dim);
@@ -74,18 +108,12 @@ static void layout(struct sk_index *self)
         self->params.kind == SK_INDEX_HNSW && self->padded > 64 ? self->padded / 2 : 0;
     for (unsigned part = 0; part < SK_PART_COUNT; part++)
         self->part_bytes[part] = sk_part_bytes(self, self->params.profile, part);
-    self->row_bytes = self->links_stride * 4 + 1 + 8 + 4;
-    for (unsigned part = 0; part < SK_PART_COUNT; part++)
-        self->row_bytes += self->part_bytes[part];
-    self->row_bytes += sk_near_row_bytes(self);
-    uint64_t budget = self->params.memory_bytes_max;
-    uint64_t rows =
-        (budget > 0 && budget < RESERVE_BYTES ? budget : RESERVE_BYTES) / self->row_bytes + 1;
-    self->rows_max = rows < SK_INDEX_ROWS_MAX ? (uint32_t)rows : SK_INDEX_ROWS_MAX;
 }
 
 static bool allocate(struct sk_index *self)
 {
+    if (!layout_rows(self))
+        return false;
     const size_t rows = self->rows_max;
     self->rotation_words =
         malloc(SK_ROTATION_ROUNDS_MAX * (self->padded / 32) * sizeof *self->rotation_words);
@@ -157,6 +185,7 @@ void sk_index_destroy(struct sk_index **self)
     sk_region_release(&index->in_degrees);
     sk_near_deinit(index);
     sk_scratch_deinit(&index->scratch);
+    sk_ivf_deinit(index);
     free(index->candidates);
     free(index->bare);
     free(index->sum);
@@ -184,7 +213,7 @@ enum sk_err sk_rows_commit(struct sk_index *self, uint32_t row_count, struct sk_
         size_t bytes;
     } parts[] = {{&self->states, rows},
                  {&self->lseqs, rows * sizeof(uint64_t)},
-                 {&self->in_degrees, rows * sizeof(uint32_t)},
+                 {&self->in_degrees, self->degree > 0 ? rows * sizeof(uint32_t) : 0},
                  {&self->links, rows * self->links_stride * sizeof(uint32_t)}};
     size_t growth = sk_generation_growth(self, generation, row_count) + sk_near_growth(self, row_count);
     for (size_t i = 0; i < SK_COUNT_OF(parts); i++)
@@ -303,6 +332,18 @@ static void count_row(struct sk_index *self, uint32_t row, uint64_t lseq)
     sk_index_advance(self, lseq);
 }
 
+static enum sk_err insert_into_lists(struct sk_index *self, uint32_t row, uint64_t lseq,
+                                     const float *vector, struct sk_diag *d)
+{
+    sk_rotate(self, vector, self->scratch.raw);
+    enum sk_err rc = sk_ivf_insert(self, row, lseq, self->scratch.raw, d);
+    if (rc != SK_ERR_OK)
+        return rc;
+    count_row(self, row, lseq);
+    atomic_fetch_add_explicit(&self->live_count, 1, memory_order_relaxed);
+    return SK_ERR_OK;
+}
+
 enum sk_err sk_index_insert(struct sk_index *self, uint32_t row, uint64_t lseq, const float *vector,
                             struct sk_diag *d)
 {
@@ -314,6 +355,8 @@ enum sk_err sk_index_insert(struct sk_index *self, uint32_t row, uint64_t lseq, 
         rc = sk_rows_commit(self, row + 1, d);
     if (rc == SK_ERR_OK)
         rc = sk_delta_reserve(self, sk_delta_insert_bytes_max(self), d);
+    if (rc == SK_ERR_OK && self->ivf != NULL)
+        return insert_into_lists(self, row, lseq, vector, d);
     if (rc != SK_ERR_OK)
         return rc;
     /* the next codes while they are made, the old ones while a reader may still walk on them */
@@ -442,7 +485,16 @@ void sk_index_get_stats(const struct sk_index *self, struct sk_index_stats *out)
         .watermark_lseq = sk_index_watermark(self),
         .generation = atomic_load_explicit(&self->generation_number, memory_order_relaxed),
         .row_bytes = self->row_bytes,
-        .is_flat = self->params.kind == SK_INDEX_FLAT || row_count < self->params.flat_below,
+        .is_flat = self->params.kind == SK_INDEX_FLAT ||
+                   (self->ivf != NULL
+                        ? atomic_load_explicit(&self->ivf->list_count, memory_order_relaxed) == 0
+                        : row_count < self->params.flat_below),
+        .lists = self->ivf != NULL
+                     ? atomic_load_explicit(&self->ivf->list_count, memory_order_relaxed)
+                     : 0,
+        .buffered = self->ivf != NULL
+                        ? atomic_load_explicit(&self->ivf->buffer_count, memory_order_relaxed)
+                        : 0,
         .recall_target = atomic_load_explicit(&self->recall->measured_target, memory_order_relaxed),
         .recall_measured = atomic_load_explicit(&self->recall->measured, memory_order_relaxed),
         .recall_ef_mean = atomic_load_explicit(&self->recall->level_mean, memory_order_relaxed),

@@ -18,6 +18,9 @@
  * there are flat_below rows and memory for them; until then, and for a filter, it is the same as balanced.
  * flat (and hnsw below 4,096 rows) scans all 8-bit codes with a certified error bound:
  * is_certain then says that the exact best k are surely among the rows returned.
+ * ivf_flat keeps the 8-bit code only, in lists around centres; ivf_pq a 4-bit code for each pq_m-th part;
+ * hybrid the same behind a buffer of the most recent rows in 8 bits. Until there are lists (from
+ * max(flat_below, 256) rows on, made by sk_index_step) all three scan everything as flat does.
  *
  * Threads: ONE writer (every function that takes struct sk_index * without const, and
  * sk_index_check); any number of readers up to SK_INDEX_READERS_MAX, each with its own
@@ -268,6 +271,9 @@ struct sk_index_result {
         retries; /* widened or replaced by a scan, because a filter or tombstones left too few */
 };
 uint32_t sk_index_result_rows(uint32_t k); /* k + k / 2 + 16 */
+/* The same for this index: ivf_pq and hybrid return about refine x k candidates, ordered by what their
+ * codes say (an error of some per cent of the distance), all to be scored exactly. */
+uint32_t sk_index_candidates(const struct sk_index *self, uint32_t k);
 
 /* NOMEM: scratch. DEADLINE is not an error here: see is_truncated. Fewer than k rows are returned
  * only when fewer match (or the deadline passed, or score_worst). */
@@ -293,6 +299,8 @@ struct sk_index_stats {
     uint64_t watermark_lseq;
     uint32_t generation; /* of the codes */
     uint32_t row_bytes;  /* memory for one row */
+    uint32_t lists;      /* kinds with lists */
+    uint32_t buffered;   /* their rows that are in no list yet, removed ones too */
     bool is_flat;        /* answers by complete scan now */
     bool is_sweeping;    /* maintenance is under way */
     /* Searches with a recall target, at the target asked for last: the share of true neighbours that

@@ -43,6 +43,8 @@ void sk_region_release(struct sk_region *self);
 /* Bytes that committing up to `bytes` would add. */
 size_t sk_region_growth(const struct sk_region *self, size_t bytes);
 bool sk_region_commit(struct sk_region *self, size_t bytes);
+/* Gives all memory back, keeps the addresses. */
+void sk_region_empty(struct sk_region *self);
 
 /* Beside the 4-bit code of each row. In arrays of their own: behind the code they would cost a walk one
  * more line of memory for each distance (a quarter at 384 dimensions), here they stay in the cache. */
@@ -126,6 +128,9 @@ struct sk_scratch {
     float *raw;
     uint8_t *luts; /* near_walk.c; NULL until used */
     uint32_t recall_tick; /* searches with a recall target */
+    uint8_t *ivf_luts; /* kinds with lists: tables of the query, see ivf.h */
+    float *ivf_tables;
+    float ivf_step, ivf_bias;
 };
 
 /* Profile speed: rows of neighbours' signs, see near.h. row_bytes is 0 without. */
@@ -182,20 +187,26 @@ struct sk_walk {
     uint32_t attached, rounds;
 };
 
+enum { SK_IVF_SECTIONS = 6 }; /* of an image, behind the others */
+struct sk_section {
+    const uint8_t *bytes;
+    size_t size;
+};
+
 struct sk_checkpoint {
     bool is_running;
     unsigned section;
     size_t offset;
     uint64_t hash;
     size_t section_count;
-    struct {
-        const uint8_t *bytes;
-        size_t size;
-    } sections[5 + SK_PART_STORED];
+    struct sk_section sections[5 + SK_PART_STORED + SK_IVF_SECTIONS];
     uint8_t *frozen; /* copies of what can change */
 };
 
+struct sk_ivf; /* ivf.h */
+
 struct sk_index {
+    struct sk_ivf *ivf; /* NULL: flat and hnsw */
     /* settings */
     struct sk_index_params params;
     struct sk_index_source source;
@@ -375,6 +386,8 @@ void sk_encode(const struct sk_index *self, struct sk_generation *generation, ui
 /* The 8-bit code of a row as floats (centred). */
 void sk_decode(const struct sk_index *self, const struct sk_generation *generation, uint32_t row,
                float *out);
+/* Everything that follows from out->vector. */
+void sk_prepare(const struct sk_index *self, struct sk_prepared *out);
 /* A reader's query from the user's vector. */
 void sk_prepare_query(const struct sk_index *self, const struct sk_generation *generation,
                       const float *vector, struct sk_prepared *out);
@@ -434,6 +447,7 @@ float sk_bare_distance_rows(const struct sk_index *self, const struct sk_generat
                             uint32_t a, uint32_t b);
 
 /* ---- graph.c, edges.c ---- */
+bool sk_ivf_scratch_init(struct sk_scratch *self, const struct sk_index *index);
 bool sk_scratch_init(struct sk_scratch *self, const struct sk_index *index);
 void sk_scratch_deinit(struct sk_scratch *self);
 bool sk_scratch_fit(struct sk_scratch *self, uint32_t row_count, uint32_t beam, uint32_t keys);
@@ -533,6 +547,10 @@ SK_CHECKED enum sk_err sk_near_check(struct sk_index *self, struct sk_diag *d);
 /* Attaches the rows that lost their last in-link just now. */
 SK_CHECKED enum sk_err sk_attach_orphans(struct sk_index *self, struct sk_diag *d);
 void sk_walk_end(struct sk_index *self);
+/* Readers that enter from now on have the epoch returned, or a later one. */
+uint64_t sk_epoch_next(struct sk_index *self);
+/* No reader is left that entered before. */
+bool sk_epoch_has_passed(const struct sk_index *self, uint64_t epoch);
 uint64_t sk_epoch_enter(const struct sk_index *self, uint32_t slot);
 void sk_epoch_leave(const struct sk_index *self, uint32_t slot);
 /* Takes every SWEPT row out of all lists and lets go of it, at once (no readers). */
@@ -542,6 +560,22 @@ SK_CHECKED enum sk_err sk_renew_now(struct sk_index *self, uint32_t number, cons
                                     struct sk_diag *d);
 
 /* ---- delta.c ---- */
+/* A delta that is being played back. */
+struct sk_delta_cursor {
+    struct sk_index *index;
+    const uint8_t *at;
+    size_t left;
+    struct sk_diag *d;
+};
+bool sk_delta_get(struct sk_delta_cursor *c, void *out, size_t size);
+SK_CHECKED enum sk_err sk_delta_bad(struct sk_delta_cursor *c, const char *what, uint32_t row);
+/* A row that was not there is live from now on and waits for its code. */
+SK_CHECKED enum sk_err sk_delta_new_row(struct sk_delta_cursor *c, uint32_t row, uint64_t lseq);
+/* While loading: rows whose codes are made from their vectors at the end. false: no memory. */
+bool sk_mark_needs_code(struct sk_index *self, uint32_t row);
+bool sk_needs_code(const struct sk_index *self, uint32_t row);
+/* Room was reserved; a record that would not fit (a defect) is caught rather than written. */
+void sk_delta_put(struct sk_index *self, const void *bytes, size_t size);
 SK_CHECKED enum sk_err sk_delta_reserve(struct sk_index *self, size_t bytes, struct sk_diag *d);
 size_t sk_delta_insert_bytes_max(const struct sk_index *self);
 /* Every row in use is encoded from the source when the load is finished. */
@@ -554,6 +588,8 @@ void sk_delta_row(struct sk_index *self, bool is_free, uint32_t row);
 void sk_delta_mean(struct sk_index *self, uint32_t number, const float *mean);
 void sk_delta_entry(struct sk_index *self, uint32_t at, uint32_t row);
 uint64_t sk_hash(uint64_t seed, const void *bytes, size_t size);
+/* Reads and hashes bytes as they were written; false: cut off or unreadable. */
+bool sk_image_read(const struct sk_index_image_reader *reader, void *bytes, size_t size, uint64_t *hash);
 size_t sk_image_bytes(const struct sk_index *self);
 
 #endif

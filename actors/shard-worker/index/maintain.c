@@ -1,5 +1,6 @@
 /* Maintenance in slices: sweeping tombstones out of all lists, letting go of rows when no reader
  * can hold them, renewing the codes' centre, attaching orphans. */
+#include "actors/shard-worker/index/ivf.h"
 #include "actors/shard-worker/index/recall.h"
 
 #include <stdlib.h>
@@ -33,19 +34,29 @@ void sk_epoch_leave(const struct sk_index *self, uint32_t slot)
     atomic_store_explicit(&shared->readers[slot].epoch, 0, memory_order_release);
 }
 
-static void epoch_bump(struct sk_index *self)
+uint64_t sk_epoch_next(struct sk_index *self)
 {
-    self->wait_epoch = atomic_fetch_add(&self->epoch, 1) + 1;
+    return atomic_fetch_add(&self->epoch, 1) + 1;
 }
 
-static bool epoch_has_passed(struct sk_index *self)
+bool sk_epoch_has_passed(const struct sk_index *self, uint64_t wanted)
 {
     for (uint32_t slot = 0; slot < SK_INDEX_READERS_MAX; slot++) {
         uint64_t epoch = atomic_load(&self->readers[slot].epoch);
-        if (epoch != 0 && epoch < self->wait_epoch)
+        if (epoch != 0 && epoch < wanted)
             return false;
     }
     return true;
+}
+
+static void epoch_bump(struct sk_index *self)
+{
+    self->wait_epoch = sk_epoch_next(self);
+}
+
+static bool epoch_has_passed(const struct sk_index *self)
+{
+    return sk_epoch_has_passed(self, self->wait_epoch);
 }
 
 /* ---- sweeping ---- */
@@ -113,6 +124,18 @@ static enum sk_err links_slice(struct sk_index *self, struct sk_diag *d)
     if (self->cursor < row_count)
         return SK_ERR_OK;
     sk_entries_mend(self);
+    epoch_bump(self);
+    enter_stage(self, SK_STAGE_WAIT);
+    return SK_ERR_OK;
+}
+
+/* The same for kinds with lists. */
+static enum sk_err lists_slice(struct sk_index *self, struct sk_diag *d)
+{
+    bool is_done;
+    enum sk_err rc = sk_ivf_sweep_slice(self, &is_done, d);
+    if (rc != SK_ERR_OK || !is_done)
+        return rc;
     epoch_bump(self);
     enter_stage(self, SK_STAGE_WAIT);
     return SK_ERR_OK;
@@ -347,6 +370,8 @@ static enum sk_err quantum(struct sk_index *self, unsigned flags, struct sk_diag
     switch (self->stage) {
     case SK_STAGE_IDLE:
         start_something(self, flags);
+        if (self->ivf != NULL && self->stage == SK_STAGE_IDLE)
+            return sk_ivf_work(self, flags, &self->ivf->has_work, d);
         if (self->stage == SK_STAGE_IDLE && sk_recall_is_due(self))
             sk_recall_quantum(self);
         return SK_ERR_OK;
@@ -354,7 +379,7 @@ static enum sk_err quantum(struct sk_index *self, unsigned flags, struct sk_diag
         mark_slice(self);
         return SK_ERR_OK;
     case SK_STAGE_LINKS:
-        return links_slice(self, d);
+        return self->ivf != NULL ? lists_slice(self, d) : links_slice(self, d);
     case SK_STAGE_WAIT:
         if (epoch_has_passed(self))
             enter_stage(self, SK_STAGE_FREE);
@@ -396,7 +421,7 @@ enum sk_err sk_index_step(struct sk_index *self, uint64_t budget_us,
         if (rc == SK_ERR_OK) /* at once: no search between may miss them */
             rc = sk_attach_orphans(self, d);
         if (self->stage == SK_STAGE_IDLE && self->orphans.count == 0 && !sk_near_has_work(self) &&
-            !sk_recall_is_due(self)) {
+            !sk_recall_is_due(self) && (self->ivf == NULL || !self->ivf->has_work)) {
             *has_more = false;
             break;
         }

@@ -33,6 +33,15 @@ void sk_region_release(struct sk_region *self)
     *self = (struct sk_region){0};
 }
 
+void sk_region_empty(struct sk_region *self)
+{
+    if (self->committed == 0)
+        return;
+    (void)madvise(self->base, self->committed, MADV_DONTNEED);
+    (void)mprotect(self->base, self->committed, PROT_NONE); /* it stays usable where this fails */
+    self->committed = 0;
+}
+
 /* Nothing moves when it grows, so steps may be small: little is committed in vain. */
 static size_t target(const struct sk_region *self, size_t bytes)
 {

@@ -412,6 +412,9 @@ enum sk_err sk_search_begin(struct sk_search *s, const struct sk_index *index,
         s->ef = query->k;
     sk_prepare_query(index, s->generation, query->vector, &scratch->prepared);
     s->worst = worst_distance(index, query, &scratch->prepared);
+    *is_walk = false;
+    if (index->ivf != NULL)
+        return SK_ERR_OK;
     s->is_scan = query->is_exact || index->params.kind == SK_INDEX_FLAT ||
                  s->row_count < index->params.flat_below;
     bool is_adaptive = false;
@@ -425,6 +428,8 @@ enum sk_err sk_search_begin(struct sk_search *s, const struct sk_index *index,
 
 enum sk_err sk_search_complete(struct sk_search *s, struct sk_diag *d)
 {
+    if (s->index->ivf != NULL)
+        return sk_ivf_search(s, d);
     return s->is_scan ? sk_search_scan(s, d) : sk_search_filtered(s, d);
 }
 

@@ -68,6 +68,8 @@ SK_CHECKED enum sk_err sk_search_scan_short(struct sk_search *s, struct sk_diag 
 SK_CHECKED enum sk_err sk_bare_rank(struct sk_search *s, struct sk_diag *d);
 /* The first of scratch->keys are the result. */
 void sk_search_emit(struct sk_search *s, uint32_t count);
+/* ivf_search.c: kinds with lists, whatever the query. */
+SK_CHECKED enum sk_err sk_ivf_search(struct sk_search *s, struct sk_diag *d);
 /* filter.c: the k best rows that match, by whichever way costs least. */
 SK_CHECKED enum sk_err sk_search_filtered(struct sk_search *s, struct sk_diag *d);
 
