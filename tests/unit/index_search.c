@@ -343,7 +343,7 @@ static void what_makes_no_sense_is_refused(void **state)
         int kind, metric;
         const char *isa;
     } wrong[] = {{0, 0, 0, 2, 1, NULL},      {8193, 0, 0, 2, 1, NULL}, {8, 3, 0, 2, 1, NULL},
-                 {8, 65, 0, 2, 1, NULL},     {8, 0, 20001, 2, 1, NULL}, {8, 0, 0, 3, 1, NULL},
+                 {8, 65, 0, 2, 1, NULL},     {8, 0, 20001, 2, 1, NULL}, {8, 0, 0, 6, 1, NULL},
                  {8, 0, 0, 2, 0, NULL},      {8, 0, 0, 2, 4, NULL},     {8, 0, 0, 2, 1, "mmx"}};
     for (size_t i = 0; i < SK_COUNT_OF(wrong); i++) {
         params = (struct sk_index_params){.kind = (enum sk_index_kind)wrong[i].kind,
