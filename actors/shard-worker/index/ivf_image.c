@@ -88,17 +88,18 @@ static enum sk_err check_head(const struct sk_index *self, const struct sk_ivf_i
 {
     const struct sk_ivf *ivf = self->ivf;
     const uint64_t rows = sk_row_count(self);
-    bool fits = head->hash == head_hash(*head) && head->slot_count <= SK_IVF_LISTS_MAX &&
-                head->slot_count <= rows + BLOCKS_SPARE;
+    if (head->hash != head_hash(*head))
+        return sk_fail(d, SK_ERR_INVALID, "index image: the checksum of the lists' head does not match");
+    if (head->segment_dims != ivf->segment_dims || head->list_form != (uint32_t)ivf->list_form)
+        return sk_fail(d, SK_ERR_INVALID, "index image: pq_m is %u, want %u",
+                       self->padded / (head->segment_dims != 0 ? head->segment_dims : 1),
+                       ivf->segments);
+    bool fits = head->slot_count <= SK_IVF_LISTS_MAX && head->slot_count <= rows + BLOCKS_SPARE;
     for (unsigned form = 0; form < SK_IVF_FORM_COUNT; form++)
         fits = fits && head->block_bytes[form] == ivf->blocks[form].layout.block_bytes &&
                head->block_counts[form] <= 2 * rows + BLOCKS_SPARE;
     if (!fits)
         return sk_fail(d, SK_ERR_INVALID, "index image: the head of the lists makes no sense");
-    if (head->segment_dims != ivf->segment_dims || head->list_form != (uint32_t)ivf->list_form)
-        return sk_fail(d, SK_ERR_INVALID, "index image: pq_m is %u, want %u",
-                       self->padded / (head->segment_dims != 0 ? head->segment_dims : 1),
-                       ivf->segments);
     return SK_ERR_OK;
 }
 
