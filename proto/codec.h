@@ -23,6 +23,7 @@ enum {
     SK_DEADLINE_MS_MAX = 600000,
     SK_REQUEST_DEPTH_MAX = 24,
 };
+#define SK_TTL_S_MAX 10000000000L /* some 317 years */
 #define SK_RECALL_MIN 0.5
 #define SK_RECALL_MAX 0.999
 

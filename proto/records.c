@@ -210,7 +210,7 @@ static enum sk_err take_ttl(const struct sk_value *value, struct sk_row *out, st
     if (value->kind == SK_VALUE_NIL)
         return SK_ERR_OK;
     if (!sk_value_number(value, &out->ttl_s) || !isfinite(out->ttl_s) || out->ttl_s <= 0 ||
-        out->ttl_s > 1e10)
+        out->ttl_s > (double)SK_TTL_S_MAX)
         return sk_fail_field(d, SK_ERR_INVALID, "ttl_s",
                              "ttl_s wants seconds, above 0 and up to 1e10");
     out->has_ttl = true;

@@ -2,6 +2,8 @@
  * whether all of it holds. */
 #include "actors/shard-worker/internal.h"
 
+#include <math.h>
+
 static const char *const state_names[] = {[FIELD_FLAT] = "flat",
                                           [FIELD_UNLOADED] = "loading",
                                           [FIELD_BUILDING] = "building",
@@ -33,7 +35,8 @@ static void put_string(struct sk_reply_writer *map, const char *key, const char 
 static void put_float(struct sk_reply_writer *map, const char *key, const _Atomic float *at)
 {
     sk_reply_key(map, key);
-    sk_put_f64(map->to, (double)atomic_load_explicit(at, memory_order_relaxed));
+    double value = (double)atomic_load_explicit(at, memory_order_relaxed);
+    sk_put_f64(map->to, round(value * 1e6) / 1e6); /* 0.95, not its nearest float */
 }
 
 /* What searches with a recall target have reached; nothing before it was measured. */

@@ -213,6 +213,7 @@ static void make_limits(struct text *to)
                 {"`nlist` and `nprobe`", SK_NLIST_MAX, ""},
                 {"`pq_m`", SK_PQ_M_MAX, ", at least 2, even, not over the dimension"},
                 {"`refine`", SK_REFINE_MAX, ""},
+                {"`ttl_s`", SK_TTL_S_MAX, "s, above 0"},
                 {"payload of a record", SK_PAYLOAD_BYTES_MAX, "bytes"},
                 {"nesting of a payload", SK_PAYLOAD_DEPTH_MAX, "levels, the map itself is one"},
                 {"keys of one map in a payload", 1024, ""},

@@ -1,5 +1,6 @@
 """The skerry command: what it prints, what it returns, what it reads and writes."""
 
+import csv
 import gzip
 import json
 import os
@@ -187,6 +188,32 @@ class CliTest(unittest.TestCase):
         self.check_vectors(records, ("x0", "x1", "x2"))
         self.assertEqual(records["x0"]["payload"], {"title": 'a, "b"', "count": 0})
         self.assertEqual(records["x2"]["payload"], {"count": 2})
+
+    def test_a_csv_field_in_quotes_goes_over_lines(self):
+        with open(self.path("lines.csv"), "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["id", "a\nb"] + [f"v{j}" for j in range(DIM)] + ["last"])
+            for i, text in enumerate(("one\ntwo\n\n\"three\"", "5\" pipe", "a,\nb")):
+                writer.writerow([i, text] + numbers(i) + [f"end\n{i}"])
+        records = self.imported("lines.csv")
+        self.check_vectors(records)
+        self.assertEqual(records[0]["payload"], {"a\nb": "one\ntwo\n\n\"three\"", "last": "end\n0"})
+        self.assertEqual((records[1]["payload"]["a\nb"], records[2]["payload"]["a\nb"]), ("5\" pipe", "a,\nb"))
+
+    def test_import_of_a_matrix_in_fortran_order(self):
+        rows = [numbers(i) for i in range(3)]
+        for kind, code in (("<f4", "f"), ("<f8", "d")):
+            npy(self.path("f.npy"), kind, [list(column) for column in zip(*rows)], code)    # its transpose, row by row
+            with open(self.path("f.npy"), "rb") as file:
+                data = file.read()
+            data = data.replace(b"False", b"True ").replace(f"({DIM}, 3)".encode(), f"(3, {DIM})".encode())
+            with open(self.path("f.npy"), "wb") as file:
+                file.write(data)
+            self.check_vectors(self.imported("f.npy"))
+            self.doCleanups()
+            with open(self.path("f.npy"), "wb") as file:
+                file.write(data[:-5])
+            self.assertIn("cut", self.skerry("import", "docs", self.path("f.npy"), status=1).stderr)
 
     def test_what_export_writes_import_reads_again(self):
         self.skerry("collection", "create", "named", "--vector", f"a:{DIM}", "--vector", "b:2:l2")

@@ -5,7 +5,7 @@
 
 #include "tools/skerry/cli.h"
 
-/* ---- A matrix of vectors in a file: .npy (float16, float32, float64, int8, uint8; C order),
+/* ---- A matrix of vectors in a file: .npy (float16, float32, float64, int8, uint8; either order),
  * .fvecs, .bvecs, each also .gz. Mapped, not read. ---- */
 
 struct matrix;

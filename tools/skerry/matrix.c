@@ -29,7 +29,9 @@ struct matrix {
     uint32_t element_size;
     uint32_t dim;
     uint64_t rows;
-    uint64_t stride;
+    uint64_t stride;        /* from a row to the next */
+    uint64_t column_stride; /* from a number of a row to the next */
+    bool is_fortran;        /* .npy: column after column */
     bool has_row_heads; /* fvecs, bvecs: each row says its dimension */
     float *row;         /* owned */
 };
@@ -127,9 +129,9 @@ static bool npy_type(struct matrix *self, const char *header)
                          self->path, text == NULL ? "?" : text);
         return false;
     }
-    if (order == NULL || strncmp(order, "False", 5) != 0) {
-        (void)cli_failed("'%s' is in Fortran order; save it with numpy.ascontiguousarray",
-                         self->path);
+    self->is_fortran = order != NULL && strncmp(order, "True", 4) == 0;
+    if (!self->is_fortran && (order == NULL || strncmp(order, "False", 5) != 0)) {
+        (void)cli_failed("'%s': its header does not tell the order of its numbers", self->path);
         return false;
     }
     return true;
@@ -178,7 +180,11 @@ static bool open_npy(struct matrix *self)
     if (!npy_type(self, header) || !npy_shape(self, header))
         return false;
     uint64_t room = self->size - header_at - header_size;
-    if (self->rows > room / self->stride) {
+    self->column_stride = self->element_size;
+    if (self->is_fortran && self->rows <= room / self->stride) {
+        self->stride = self->element_size;
+        self->column_stride = self->rows * self->element_size;
+    } else if (self->rows > room / self->stride) {
         (void)cli_failed(
             "'%s' is cut: its header tells %llu rows of %u numbers, the file ends after "
             "%llu",
@@ -202,6 +208,7 @@ static bool open_vecs(struct matrix *self, bool is_float)
     self->has_row_heads = true;
     self->dim = dim;
     self->stride = sizeof dim + (uint64_t)dim * self->element_size;
+    self->column_stride = self->element_size;
     if (dim == 0 || dim > DIM_MAX || self->size % self->stride != 0) {
         (void)cli_failed("'%s' is not rows of a dimension (%u) and as many numbers, or is cut",
                          self->path, dim);
@@ -321,11 +328,11 @@ const float *matrix_row(struct matrix *self, uint64_t row)
                          (unsigned long long)row, dim, self->dim);
         return NULL;
     }
-    if (self->element == F32)
+    if (self->element == F32 && !self->is_fortran)
         memcpy(self->row, at, dim * sizeof *self->row);
     else
         for (uint32_t i = 0; i < dim; i++)
-            self->row[i] = element_at(self, at + (size_t)i * self->element_size);
+            self->row[i] = element_at(self, at + i * self->column_stride);
     return self->row;
 }
 

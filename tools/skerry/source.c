@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CSV_COLUMNS_MAX = 9000, NAME_BYTES = 128 };
+enum { CSV_COLUMNS_MAX = 9000, CSV_RECORD_BYTES_MAX = 16 << 20, NAME_BYTES = 128 };
 
 enum source_kind { MATRIX, JSONL, CSV };
 
@@ -36,6 +36,7 @@ struct source {
     struct column *columns;
     size_t column_count;
     const json_t *kinds;
+    struct sk_buffer record; /* of several lines */
 };
 
 static bool ends_with(const char *text, const char *end)
@@ -217,7 +218,54 @@ static int next_json(struct source *self, struct source_row *row)
     return 1;
 }
 
-/* ---- csv: RFC 4180 on one line a record ---- */
+/* ---- csv: RFC 4180; a field in quotes may go over several lines ---- */
+
+/* Whether the text ends inside a quoted field; is_open: it begins inside one. */
+static bool ends_in_quotes(const char *at, bool is_open)
+{
+    for (;;) {
+        if (is_open || *at == '"') {
+            for (at += !is_open; *at != '\0' && (*at != '"' || at[1] == '"'); at++)
+                at += *at == '"';
+            if (*at == '\0')
+                return true;
+        }
+        is_open = false;
+        at += strcspn(at, ",");
+        if (*at == '\0')
+            return false;
+        at++;
+    }
+}
+
+/* The next record as one text: a line, and those after it that its quotes go over (their ends become \n). */
+static int next_record(struct source *self, char **text)
+{
+    char *line;
+    size_t size;
+    int got;
+    do {
+        got = lines_next(self->lines, &line, &size);
+    } while (got == 1 && size == 0);
+    *text = line;
+    if (got != 1 || !ends_in_quotes(line, false))
+        return got;
+    self->record.size = 0;
+    for (bool is_open = true;;) {
+        sk_buffer_append(&self->record, line, size);
+        sk_buffer_append(&self->record, "", 1);
+        if (self->record.is_broken || self->record.size > CSV_RECORD_BYTES_MAX)
+            return bad_line(self, "a quote has no end within 16 MiB");
+        *text = (char *)self->record.bytes;
+        if (!is_open)
+            return 1;
+        self->record.bytes[self->record.size - 1] = '\n';
+        got = lines_next(self->lines, &line, &size);
+        if (got != 1)
+            return got == 0 ? bad_line(self, "a quote has no end") : got;
+        is_open = ends_in_quotes(line, true);
+    }
+}
 
 /* The next field of the line, unquoted in place; NULL at the end, or when a quote has no end. */
 static char *next_field(char **rest, bool *is_broken)
@@ -259,9 +307,8 @@ static enum column_kind column_kind_of(const char *name)
 static int read_csv_head(struct source *self)
 {
     char *line, *field;
-    size_t size;
     bool is_broken = false;
-    int got = lines_next(self->lines, &line, &size);
+    int got = next_record(self, &line);
     if (got != 1)
         return got == 0 ? bad_line(self, "the file is empty; its first line names the columns")
                         : -1;
@@ -279,7 +326,7 @@ static int read_csv_head(struct source *self)
         column->payload_kind = json_string_value(json_object_get(self->kinds, field));
     }
     return self->columns == NULL ? bad_line(self, "no memory")
-           : is_broken           ? bad_line(self, "a quote has no end")
+           : is_broken           ? bad_line(self, "text after the end of a quote")
                                  : 1;
 }
 
@@ -356,13 +403,10 @@ static int read_csv_field(struct source *self, const struct column *column, cons
 static int next_csv(struct source *self, struct source_row *row)
 {
     char *line, *field;
-    size_t size, at = 0;
+    size_t at = 0;
     bool is_broken = false;
     uint32_t payload_count = 0;
-    int got;
-    do {
-        got = lines_next(self->lines, &line, &size);
-    } while (got == 1 && size == 0);
+    int got = next_record(self, &line);
     if (got != 1)
         return got;
     self->vector_size = 0;
@@ -374,7 +418,7 @@ static int next_csv(struct source *self, struct source_row *row)
             return -1;
     }
     if (is_broken)
-        return bad_line(self, "a quote has no end (a field over several lines is not read)");
+        return bad_line(self, "text after the end of a quote");
     if (at != self->column_count)
         return bad_line(self, "fewer fields than the first line has columns");
     if (self->payload.is_broken)
@@ -440,6 +484,7 @@ void source_close(struct source **self_pointer)
     lines_close(&self->lines);
     skerry_bytes_free(&self->line);
     sk_buffer_deinit(&self->payload);
+    sk_buffer_deinit(&self->record);
     for (size_t i = 0; i < self->column_count; i++)
         free(self->columns[i].name);
     free(self->columns);
