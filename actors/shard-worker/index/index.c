@@ -102,7 +102,7 @@ static void layout(struct sk_index *self)
     self->degree = self->params.kind == SK_INDEX_HNSW ? 2 * self->params.m : 0;
     self->links_stride = (self->degree + 15) / 16 * 16;
     self->prune_to = self->degree - self->degree / 4;
-    self->alpha = 1.2F;
+    self->in_degree_kept = self->degree * 3 / 8;
     /* At 64 dimensions and below 4 bits are too coarse and save little: walk on the 8-bit codes. */
     self->code_bytes =
         self->params.kind == SK_INDEX_HNSW && self->padded > 64 ? self->padded / 2 : 0;

@@ -217,8 +217,8 @@ struct sk_index {
     uint32_t code_bytes;                   /* 0: traversal on the 8-bit codes */
     uint32_t part_bytes[SK_PART_COUNT];    /* of a row */
     uint32_t row_bytes, rows_max;
-    float alpha;
     uint32_t prune_to;
+    uint32_t in_degree_kept; /* a full list keeps its links to rows that have no more than so many */
 
     /* shared with readers */
     _Atomic uint32_t row_count; /* one past the highest row ever used */
