@@ -17,8 +17,7 @@ static inline void sk_prefetch_row(const uint8_t *base, size_t row_bytes, const 
                                    size_t count, size_t at)
 {
     if (at < count)
-        for (size_t line = 0; line < row_bytes; line += 64)
-            __builtin_prefetch(base + rows[at] * row_bytes + line);
+        sk_prefetch(base + rows[at] * row_bytes, row_bytes);
 }
 
 #endif

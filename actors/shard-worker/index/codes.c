@@ -10,6 +10,8 @@
 static const float STEP_OF_DEVIATION = 0.3352F;
 static const float EQUAL_SHARE = 0.05F; /* of the length: rounding alone stays below */
 static const float NORM_TINY = 1e-30F; /* below, a vector counts as the centre itself */
+/* Added and taken away again, it leaves a float of at most 22 bits rounded to a whole, half to even. */
+static const float TO_WHOLE = 0x1.8p23F;
 enum { WIDE_MAX = 4095, NARROW_MAX = 127 };
 
 float sk_augmented(const struct sk_index *self, float raw_norm_sq)
@@ -191,7 +193,7 @@ void sk_prepare(const struct sk_index *self, struct sk_prepared *out)
     int32_t sum = 0;
     for (uint32_t i = 0; i < n; i++) {
         sum += out->narrow[i];
-        out->wide[i] = (int16_t)lrintf(out->vector[i] * wide_inverse);
+        out->wide[i] = (int16_t)((out->vector[i] * wide_inverse + TO_WHOLE) - TO_WHOLE);
     }
     out->narrow_sum = out->narrow_scale * (float)sum;
     out->narrow_bias = -7.5F * out->narrow_scale * (float)sum;
@@ -250,16 +252,12 @@ void sk_prefetch_code(const struct sk_index *self, const struct sk_generation *g
                       uint32_t row)
 {
     if (self->code_bytes > 0) {
-        const uint8_t *code = sk_code_of(self, generation, row);
-        __builtin_prefetch(sk_near_factors_of(self, generation, row));
-        for (uint32_t line = 0; line < self->code_bytes; line += 64)
-            __builtin_prefetch(code + line);
+        sk_prefetch(sk_near_factors_of(self, generation, row), sizeof(struct sk_short_factors));
+        sk_prefetch(sk_code_of(self, generation, row), self->code_bytes);
         return;
     }
-    __builtin_prefetch(sk_factors_of(generation, row));
-    const int8_t *plane = sk_plane_of(self, generation, row);
-    for (uint32_t line = 0; line < self->padded; line += 64)
-        __builtin_prefetch(plane + line);
+    sk_prefetch(sk_factors_of(generation, row), sizeof(struct sk_factors));
+    sk_prefetch(sk_plane_of(self, generation, row), self->padded);
 }
 
 static float add_augmented(const struct sk_index *self, const struct sk_prepared *query,

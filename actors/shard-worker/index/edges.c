@@ -49,10 +49,8 @@ static void prefetch_plane(const struct sk_index *self, const struct sk_generati
         sk_prefetch_code(self, generation, row);
         return;
     }
-    const int8_t *plane = sk_plane_of(self, generation, row);
-    for (uint32_t line = 0; line < self->padded; line += 64)
-        __builtin_prefetch(plane + line);
-    __builtin_prefetch(sk_factors_of(generation, row));
+    sk_prefetch(sk_plane_of(self, generation, row), self->padded);
+    sk_prefetch(sk_factors_of(generation, row), sizeof(struct sk_factors));
 }
 
 /* Distances of rows to `row` by the 8-bit codes, sorted. */

@@ -147,9 +147,8 @@ void sk_beam_push(struct sk_scratch *scratch, uint32_t ef, uint64_t key)
 
 static inline void prefetch_links(const struct sk_index *self, uint32_t row)
 {
-    const uint8_t *links = self->links.base + (size_t)row * self->links_stride * sizeof(uint32_t);
-    for (uint32_t line = 0; line < self->degree * sizeof(uint32_t); line += 64)
-        __builtin_prefetch(links + line);
+    sk_prefetch(self->links.base + (size_t)row * self->links_stride * sizeof(uint32_t),
+                self->degree * sizeof(uint32_t));
 }
 
 /* The neighbours of a row that were not seen before. Whether one was cannot be predicted (about two in

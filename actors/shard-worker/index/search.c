@@ -7,6 +7,10 @@
 
 enum { EF_DEFAULT = 64, SCAN_DEADLINE_ROWS = 1024, SCAN_KEYS_FIRST = 4096, RANK_TURN = 4 };
 
+/* How many deviations of a 4-bit distance behind the k-th best a row is ranked still. At 2 the recall falls by
+ * 0.0006, at 3 it is that of ranking all. */
+static const float RANK_MARGIN = 3.0F;
+
 uint32_t sk_index_result_rows(uint32_t k)
 {
     return k + k / 2 + 16;
@@ -195,10 +199,8 @@ static void ask_planes(const struct sk_search *s, uint32_t begin)
 {
     for (uint32_t i = begin; i < begin + RANK_TURN && i < s->rank_count; i++) {
         const uint32_t row = sk_key_row(s->scratch->keys[i]);
-        const int8_t *plane = sk_plane_of(s->index, s->generation, row);
-        __builtin_prefetch(sk_factors_of(s->generation, row));
-        for (uint32_t line = 0; line < s->index->padded; line += 64)
-            __builtin_prefetch(plane + line);
+        sk_prefetch(sk_factors_of(s->generation, row), sizeof(struct sk_factors));
+        sk_prefetch(sk_plane_of(s->index, s->generation, row), s->index->padded);
     }
 }
 
@@ -212,10 +214,19 @@ static enum sk_err rank_begin(struct sk_search *s, struct sk_diag *d)
         return sk_bare_rank(s, d);
     if (!sk_scratch_fit(scratch, s->row_count, s->ef, wanted + 1))
         return sk_fail(d, SK_ERR_NOMEM, "no memory for %u candidates", wanted);
+    float last = INFINITY;
     for (uint32_t i = 0; i < scratch->beam_count && count < wanted; i++) {
-        uint32_t row = sk_key_row(scratch->beam[i]);
-        if (sk_state(s->index, row) == SK_ROW_LIVE)
-            scratch->keys[count++] = sk_key(0, row);
+        const uint32_t row = sk_key_row(scratch->beam[i]);
+        const float distance = sk_key_distance(scratch->beam[i]);
+        if (distance > last)
+            break;
+        if (sk_state(s->index, row) != SK_ROW_LIVE)
+            continue;
+        scratch->keys[count++] = sk_key(0, row);
+        if (count == s->query->k && s->index->code_bytes > 0) /* those behind it cannot pass it */
+            last = distance + RANK_MARGIN * sk_bare_deviation(s->index, scratch->prepared.norm,
+                                                              sk_norm_sq_of(s->index, s->generation,
+                                                                            row));
     }
     s->rank_count = count;
     s->ranked = 0;

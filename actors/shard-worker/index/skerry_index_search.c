@@ -5,7 +5,7 @@
 #include <stdlib.h>
 
 enum {
-    CHUNK_MAX = 32, /* queries that a thread searches together */
+    CHUNK_MAX = 128, /* queries that a thread searches together */
     CHUNK_ROWS_MAX = 65536,
 };
 

@@ -52,8 +52,7 @@ void sk_prefetch_first(const struct sk_index *self, const struct sk_generation *
         sk_prefetch_code(self, generation, row);
         return;
     }
-    for (uint32_t line = 0; line < self->part_bytes[SK_PART_SKETCHES]; line += 64)
-        __builtin_prefetch(sketch + line);
+    sk_prefetch(sketch, self->part_bytes[SK_PART_SKETCHES]);
 }
 
 uint32_t sk_sift(const struct sk_index *self, const struct sk_generation *generation,
@@ -78,10 +77,7 @@ uint32_t sk_sift(const struct sk_index *self, const struct sk_generation *genera
             kept += distance - SIFT_DEVIATIONS * query->norm * sketch->error <= worst;
         }
     }
-    for (uint32_t i = 0; i < kept; i++) {
-        const uint8_t *code = sk_code_of(self, generation, rows[i]);
-        for (uint32_t line = 0; line < self->code_bytes; line += 64)
-            __builtin_prefetch(code + line);
-    }
+    for (uint32_t i = 0; i < kept; i++)
+        sk_prefetch(sk_code_of(self, generation, rows[i]), self->code_bytes);
     return kept;
 }
