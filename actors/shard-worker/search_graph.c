@@ -244,10 +244,10 @@ static uint32_t first_k(const struct search *self)
     return self->rank.limit + (self->like.size != 0) + self->rank.has_threshold;
 }
 
-static enum sk_err result_init(struct search *self, uint32_t k, struct sk_index_result *result,
-                               struct sk_diag *d)
+static enum sk_err result_init(struct search *self, const struct sk_index *index, uint32_t k,
+                               struct sk_index_result *result, struct sk_diag *d)
 {
-    uint32_t capacity = sk_index_result_rows(k);
+    uint32_t capacity = sk_index_candidates(index, k);
     *result = (struct sk_index_result){.capacity = capacity};
     result->rows = sk_arena_alloc(&self->reader->arena, capacity * sizeof *result->rows);
     result->scores = sk_arena_alloc(&self->reader->arena, capacity * sizeof *result->scores);
@@ -287,7 +287,7 @@ static enum sk_err ask_index(struct search *self, struct sk_index *index, uint32
     scan_pending(self);
     if (self->code != SK_ERR_OK)
         return self->code;
-    enum sk_err rc = result_init(self, k, result, d);
+    enum sk_err rc = result_init(self, index, k, result, d);
     if (rc == SK_ERR_OK)
         rc = index_reader(self, index, &index_reader_, d);
     if (rc == SK_ERR_OK)
@@ -314,7 +314,7 @@ void search_ahead(struct search **searches, unsigned count, struct sk_index *ind
         sk_rank_reset(&self->rank);
         scan_pending(self); /* before the index is asked: see the head of search.c */
         if (self->code != SK_ERR_OK || k > SK_INDEX_EF_MAX ||
-            result_init(self, k, &results[asked_count], &ignored) != SK_ERR_OK)
+            result_init(self, index, k, &results[asked_count], &ignored) != SK_ERR_OK)
             continue;
         queries[asked_count] = query_of(self, k, NULL);
         asked[asked_count++] = self;

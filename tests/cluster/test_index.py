@@ -10,7 +10,7 @@ from surface import Surface, floats
 
 DIM, COUNT = 16, 6000
 KINDS = [{"type": "flat"}, {"type": "hnsw"}, {"type": "hnsw", "profile": "speed"}, {"type": "hnsw", "profile": "memory", "m": 8},
-         {"type": "ivf_flat", "nlist": 32}, {"type": "ivf_pq", "pq_m": 8, "refine": 4}, {"type": "hybrid"}]
+         {"type": "ivf_flat", "nlist": 32}, {"type": "ivf_pq", "pq_m": 8, "refine": 8}, {"type": "hybrid"}]
 HAS_LISTS = ("ivf_flat", "ivf_pq", "hybrid")
 
 
