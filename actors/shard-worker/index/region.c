@@ -3,9 +3,16 @@
 
 #include <sys/mman.h>
 
+#ifndef MADV_COLLAPSE /* Linux 6.1; before that it is refused, and the kernel does it by and by */
+#define MADV_COLLAPSE 25
+#endif
 #define HUGE_BYTES ((size_t)2 << 20)
 #define SMALL_STEP_BYTES ((size_t)64 << 10)
-#define HUGE_FROM_BYTES ((size_t)8 << 20) /* smaller arrays are not worth whole huge pages */
+#define HUGE_FROM_BYTES ((size_t)8 << 20) /* smaller arrays are not worth huge pages */
+/* Up to here an array grows by less than a huge page at a time, so that nothing is committed in vain, and
+ * small pages are made a huge one when they fill it. */
+#define FINE_BELOW_BYTES ((size_t)64 << 20)
+#define FINE_STEP_BYTES ((size_t)256 << 10)
 
 bool sk_region_reserve(struct sk_region *self, size_t bytes)
 {
@@ -48,7 +55,9 @@ static size_t target(const struct sk_region *self, size_t bytes)
     size_t wanted = self->committed + self->committed / 64;
     if (wanted < bytes)
         wanted = bytes;
-    size_t step = wanted >= HUGE_FROM_BYTES ? HUGE_BYTES : SMALL_STEP_BYTES;
+    const size_t step = wanted >= FINE_BELOW_BYTES  ? HUGE_BYTES
+                        : wanted >= HUGE_FROM_BYTES ? FINE_STEP_BYTES
+                                                    : SMALL_STEP_BYTES;
     wanted = (wanted + step - 1) / step * step;
     return wanted < self->reserved ? wanted : self->reserved;
 }
@@ -70,10 +79,13 @@ bool sk_region_commit(struct sk_region *self, size_t bytes)
         return false;
     if (wanted >= HUGE_FROM_BYTES) {
         (void)madvise(self->base, wanted, MADV_HUGEPAGE); /* everything works without */
-#ifdef MADV_COLLAPSE
-        if (self->committed < HUGE_FROM_BYTES && self->committed > 0)
-            (void)madvise(self->base, self->committed / HUGE_BYTES * HUGE_BYTES, MADV_COLLAPSE);
-#endif
+        /* those that were in use as small pages before and are whole now */
+        size_t from = self->committed < HUGE_FROM_BYTES ? 0 : self->committed / HUGE_BYTES * HUGE_BYTES;
+        size_t to = (self->committed + HUGE_BYTES - 1) / HUGE_BYTES * HUGE_BYTES;
+        if (self->committed > 0 && to > wanted)
+            to = wanted / HUGE_BYTES * HUGE_BYTES;
+        if (self->committed > 0 && to > from)
+            (void)madvise(self->base + from, to - from, MADV_COLLAPSE);
     }
     self->committed = wanted;
     return true;
