@@ -19,7 +19,8 @@ PYTHON = "/usr/bin/python3"
 
 # The unit tests that start threads; ThreadSanitizer runs these.
 THREADED = r"unit\.(\w+_threads|shell_\w+|client_\w+|index_library)"
-MUTANTS = ("ack_before_commit", "skip_fsync", "lost_delete", "stale_index_after_restart", "late_copy_applied_twice")
+MUTANTS = ("ack_before_commit", "skip_fsync", "lost_delete", "stale_index_after_restart", "late_copy_applied_twice",
+           "stale_places")
 PROGRAMS = ("skerry_cli", "skerry-supervisor", "skerry-metadata-keeper", "skerry-router", "skerry-shard-worker",
             "skerry-gateway")
 

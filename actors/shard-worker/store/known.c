@@ -32,7 +32,8 @@ void sk_known_begin(struct sk_store_reader *self)
 {
     struct known_rows *known = &self->known;
     uint64_t number = mdb_txn_id(self->txn);
-    if (!known->is_on || (known->number == number && known->generation != 0))
+    bool is_same = known->number == number || sk_mutant("stale_places");
+    if (!known->is_on || (is_same && known->generation != 0))
         return;
     known->number = number;
     if (++known->generation != 0)
