@@ -250,7 +250,7 @@ struct chunk {
 static enum sk_err chunk_init(struct chunk *self, const struct batch *batch, struct sk_diag *d)
 {
     /* Flat with vectors: room for everything that the codes cannot decide. */
-    uint32_t capacity = sk_index_result_rows(batch->k);
+    uint32_t capacity = sk_index_candidates(batch->self->index, batch->k);
     if (batch->self->keeps_vectors && batch->self->params.kind == SK_INDEX_FLAT)
         capacity += batch->self->row_count;
     self->size = CHUNK_ROWS_MAX / capacity;
