@@ -261,6 +261,46 @@ static void a_profile_changes_in_place(void **unused)
     world_free(w);
 }
 
+/* Every kind into every next one, written and crashed on the way. */
+static void every_kind_of_index_becomes_the_next(void **unused)
+{
+    (void)unused;
+    static const enum sk_schema_index kinds[] = {SK_SCHEMA_IVF_FLAT, SK_SCHEMA_IVF_PQ,
+                                                 SK_SCHEMA_HYBRID,   SK_SCHEMA_HNSW,
+                                                 SK_SCHEMA_HYBRID,   SK_SCHEMA_FLAT,
+                                                 SK_SCHEMA_IVF_FLAT, SK_SCHEMA_HNSW};
+    struct sk_schema *schema;
+    struct world *w = filled_world(&schema);
+    bool was_exact;
+    for (size_t i = 0; i < SK_COUNT_OF(kinds); i++) {
+        char note[160];
+        uint64_t dead = i;
+        schema->vectors[0].index = kinds[i];
+        schema->vectors[0].refine = kinds[i] == SK_SCHEMA_IVF_PQ ? 8 : 0;
+        alter(w, schema);
+        upsert(w, 0, 3000 + i * 50, 50, 1);
+        ask_ok(w, with_ids("delete", 0, &dead, 1));
+        wait_indexed(w, 0);
+        pass(w, 20000000);
+        assert_state(w, kinds[i] == SK_SCHEMA_FLAT ? "flat" : "ready");
+        index_text_of(w, 0, "note", note, sizeof note);
+        assert_string_equal(note, "");
+        assert_true(recall(w, &was_exact) >= 0.6); /* as many lists as it takes by itself */
+        check(w);
+        if (i % 2 == 0) {
+            crash(w);
+            start(w);
+            wait_indexed(w, 0);
+            index_text_of(w, 0, "note", note, sizeof note);
+            assert_string_equal(note, ""); /* from its image, not made again */
+            check(w);
+        }
+        assert_true(has_record(w, 0, 3000 + i * 50, 1));
+        assert_false(has_record(w, 0, dead, 1));
+    }
+    world_free(w);
+}
+
 /* Both do not fit into the budget: the one before goes, searches are scans until the heir is whole. */
 static void a_budget_holds_for_both_together(void **unused)
 {
@@ -303,6 +343,7 @@ int main(void)
         cmocka_unit_test(an_index_may_become_flat_and_a_graph_again),
         cmocka_unit_test(altering_again_begins_again),
         cmocka_unit_test(a_profile_changes_in_place),
+        cmocka_unit_test(every_kind_of_index_becomes_the_next),
         cmocka_unit_test(a_budget_holds_for_both_together),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
