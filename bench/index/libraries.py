@@ -248,6 +248,8 @@ class Skerry(Library):
         self.index = self.engine().Index(dim=base.shape[1], metric=metric, m=M, ef_construction=EF_CONSTRUCTION,
                                          **self.options, **more)
         self.index.add(numpy.arange(len(base)), base)
+        if self.has_vectors_file:       # it is open; nothing stays behind, however this process ends
+            os.unlink(self.vectors_path())
 
     @staticmethod
     def engine():
@@ -270,10 +272,6 @@ class Skerry(Library):
     def vectors_path():
         os.makedirs(WORK, exist_ok=True)
         return os.path.join(WORK, f"vectors-{os.getpid()}.f32")
-
-    def close(self):
-        if self.has_vectors_file and os.path.exists(self.vectors_path()):
-            os.unlink(self.vectors_path())
 
     def set(self, param):
         self.how_asked = param if isinstance(param, dict) else {self.names: param}

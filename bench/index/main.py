@@ -21,6 +21,7 @@ Parts, about how long on two cores at 2.6 GHz (peers kept from an earlier run of
 
 import argparse
 import shlex
+import signal
 import sys
 import time
 
@@ -144,6 +145,12 @@ class Run:
             return {}
         if data.note:
             say(f"{data.label()}: {data.note}")
+        if part not in self.parts:      # only for the parts that ask its libraries: swept, no rounds, nothing kept
+            chosen = [name for name in LIBRARIES if any(name in (*TARGETS[figure].libraries, *TARGETS[figure].peers) for figure in TARGETS
+                                                        if TARGETS[figure].part in self.parts and TARGETS[figure].part in CLOSED_AFTER)]
+            swept = sweep.measure(data, set_name, chosen, 0, not self.options.build_peers, refused)
+            self.why_not(part, chosen, swept, refused)
+            return swept
         self.results.document["data"] = data.label() if part == "wordnet" else self.results.document["data"]
         self.results.begin(part)
 
@@ -163,7 +170,7 @@ class Run:
         for name, target in TARGETS.items():
             needed = [*(target.libraries or ()), *(target.peers or ())]
             failed = [library for library in needed if library in chosen and library in refused]
-            if failed and (target.part == part or target.part in CLOSED_AFTER) and not any(
+            if failed and target.part in self.parts and (target.part == part or target.part in CLOSED_AFTER) and not any(
                     library in swept for library in needed if library in failed):
                 if name in ("build_over_hnswlib", "build_over_symqg") and name in self.results.figures and not set(failed) & set(PEERS):
                     continue        # of the profiles that there are
@@ -230,6 +237,7 @@ class Run:
 
 def main():
     parser, options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # ends what it has started, as ^C does
     if options.list:
         for name, target in TARGETS.items():
             print(f"{name:36} {target.part}")

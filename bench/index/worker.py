@@ -9,6 +9,8 @@
                             and of the half that reports
     time KIND PARAM         {"qps"}: the half that reports, over and over for a tenth of a second
     single KIND PARAM       {"p50_us", "p99_us"}: queries one at a time
+    calibrate RECALL        (ours) {"cpu_s"}: queries of the first kind, of the half that tunes, are asked with the
+                            recall as a target; then the maintenance that a node does by itself
     filtered COLUMN SHARE EF    (ours) {"recall", "p50_us", "p99_us", "share"}: queries of one at a time, the
                             bitmap made of the column within the time
     turnover ORDER          (ours) deletes and inserts everything five times: {"cpu_s", "mb"}
@@ -145,6 +147,15 @@ class Worker:
             taken.append((time.perf_counter_ns() - start) / 1e3)
         return {"p50_us": float(numpy.percentile(taken, 50)), "p99_us": float(numpy.percentile(taken, 99))}
 
+    def calibrate(self, recall):
+        queries = numpy.ascontiguousarray(next(iter(self.data.queries.values()))[0][0::2])
+        began = time.process_time()
+        for _ in range(2):
+            self.set(f"recall:{recall}")
+            self.library.search(queries, K)
+            self.library.index.compact()
+        return {"cpu_s": time.process_time() - began}
+
     # ---- ours: filters ----
 
     def matching(self, column, share):
@@ -206,16 +217,13 @@ def main():
     os.dup2(2, 1)
     worker = Worker(sys.argv[1], load_set(sys.argv[2]))
     print(json.dumps({"ready": True}), file=answers, flush=True)
-    try:
-        for line in sys.stdin:
-            command, *words = line.split()
-            try:
-                result = getattr(worker, command)(*words)
-            except Exception as error:      # what is refused is told, and the table says so
-                result = {"error": f"{type(error).__name__}: {error}"}
-            print(json.dumps(result), file=answers, flush=True)
-    finally:
-        getattr(worker.library, "close", lambda: None)()
+    for line in sys.stdin:
+        command, *words = line.split()
+        try:
+            result = getattr(worker, command)(*words)
+        except Exception as error:      # what is refused is told, and the table says so
+            result = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(result), file=answers, flush=True)
 
 
 if __name__ == "__main__":
