@@ -305,26 +305,43 @@ void sk_ivf_tables_make(const struct sk_index *self, const float *query, struct 
     scratch->ivf_bias = bias;
 }
 
+/* Loops over 32 with nothing that could overlap, so that the compiler uses vectors. */
+static void distances_of(const float *restrict dots, const float *restrict adds,
+                         const uint16_t *restrict halves, float add_weight, float base,
+                         float *restrict out)
+{
+    uint32_t bits[SK_IVF_BLOCK];
+    float scales[SK_IVF_BLOCK];
+    for (uint32_t i = 0; i < SK_IVF_BLOCK; i++)
+        bits[i] = (uint32_t)halves[i] << 16;
+    memcpy(scales, bits, sizeof scales);
+    for (uint32_t i = 0; i < SK_IVF_BLOCK; i++)
+        out[i] = base + add_weight * adds[i] - scales[i] * dots[i];
+}
+
+static void dots_of(const uint16_t *restrict sums, float bias, float step, float *restrict out)
+{
+    for (uint32_t i = 0; i < SK_IVF_BLOCK; i++)
+        out[i] = bias + step * (float)(int32_t)sums[i];
+}
+
 void sk_ivf_estimate(const struct sk_index *self, const struct sk_scratch *scratch, const uint8_t *block,
                      float add_weight, float base, float *out)
 {
     const struct sk_ivf *ivf = self->ivf;
-    const float *adds = sk_ivf_adds(ivf, SK_IVF_CODED, block);
-    const uint16_t *halves = sk_ivf_halves(ivf, block);
     float dots[SK_IVF_BLOCK];
     if (ivf->segments <= SK_SCAN_SEGMENTS_MAX) {
         uint16_t sums[SK_IVF_BLOCK];
         self->kernels->scan_u4x32(block, scratch->ivf_luts, ivf->segments, sums);
-        for (uint32_t i = 0; i < SK_IVF_BLOCK; i++)
-            dots[i] = scratch->ivf_bias + scratch->ivf_step * (float)sums[i];
+        dots_of(sums, scratch->ivf_bias, scratch->ivf_step, dots);
     } else {
         uint32_t sums[SK_IVF_BLOCK];
         sk_scan_u4x32(self->kernels, block, scratch->ivf_luts, ivf->segments, sums);
         for (uint32_t i = 0; i < SK_IVF_BLOCK; i++)
             dots[i] = scratch->ivf_bias + scratch->ivf_step * (float)(int32_t)sums[i];
     }
-    for (uint32_t i = 0; i < SK_IVF_BLOCK; i++)
-        out[i] = base + add_weight * adds[i] - sk_ivf_from_half(halves[i]) * dots[i];
+    distances_of(dots, sk_ivf_adds(ivf, SK_IVF_CODED, block), sk_ivf_halves(ivf, block), add_weight, base,
+                 out);
 }
 
 float sk_ivf_distance_plain(const struct sk_index *self, const struct sk_prepared *query,

@@ -76,6 +76,23 @@ static uint32_t matches_of(const struct probe *p, const uint32_t *rows, uint32_t
     return bits;
 }
 
+/* Which of 32 are below the bound, as bits. */
+static uint32_t below(const float *restrict distances, float bound)
+{
+    int32_t is_below[SK_IVF_BLOCK], any[4] = {0};
+    uint32_t bits = 0;
+    for (uint32_t i = 0; i < SK_IVF_BLOCK; i++)
+        is_below[i] = distances[i] < bound ? -1 : 0;
+    for (uint32_t i = 0; i < SK_IVF_BLOCK; i += 4)
+        for (uint32_t j = 0; j < 4; j++)
+            any[j] |= is_below[i + j];
+    if ((any[0] | any[1] | any[2] | any[3]) == 0)
+        return 0;
+    for (uint32_t i = 0; i < SK_IVF_BLOCK; i++)
+        bits |= (uint32_t)(is_below[i] & 1) << i;
+    return bits;
+}
+
 static void scan_coded(struct probe *p, uint32_t head, float base)
 {
     float distances[SK_IVF_BLOCK];
@@ -85,7 +102,7 @@ static void scan_coded(struct probe *p, uint32_t head, float base)
         const uint32_t *tail = sk_ivf_tail(p->ivf, SK_IVF_CODED, block);
         head = tail[0];
         if (head != SK_IVF_NO_BLOCK)
-            for (uint32_t line = 0; line < 512; line += 64)
+            for (uint32_t line = 0; line < p->ivf->blocks[SK_IVF_CODED].layout.block_bytes; line += 64)
                 __builtin_prefetch(sk_ivf_block(p->ivf, SK_IVF_CODED, head) + line);
         const uint32_t bits = matches_of(p, rows, tail[1]);
         if (bits == 0)
@@ -93,9 +110,11 @@ static void scan_coded(struct probe *p, uint32_t head, float base)
         p->s->counters.distances += tail[1];
         sk_ivf_estimate(p->s->index, p->s->scratch, block, p->s->scratch->prepared.add_weight, base,
                         distances);
-        for (uint32_t i = 0; i < tail[1]; i++)
-            if (distances[i] < p->bound && (bits >> i & 1) != 0 && sk_search_matches(p->s, rows[i]))
+        for (uint32_t near = bits & below(distances, p->bound); near != 0; near &= near - 1) {
+            const uint32_t i = (uint32_t)__builtin_ctz(near);
+            if (sk_search_matches(p->s, rows[i]))
                 offer(p, distances[i], rows[i]);
+        }
     }
     p->is_coded = true;
 }
