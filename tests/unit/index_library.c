@@ -331,6 +331,39 @@ static void calls_come_from_any_thread(void **state)
     skerry_index_free(index);
 }
 
+/* 64 random dimensions: hard for a graph, so that there is something to learn. */
+static void a_recall_target_is_kept_and_measured(void **state)
+{
+    (void)state;
+    enum { ROWS = 5000, QUERIES = 100 };
+    struct skerry_index *index = make("hnsw", "l2", 1);
+    struct skerry_index_recall recall;
+    const struct skerry_index_search_options options = {.abi = SKERRY_INDEX_ABI, .recall = 0.9F};
+    const struct skerry_index_search_options wide = {.abi = SKERRY_INDEX_ABI, .ef = 3000};
+    static float queries[QUERIES * DIM], scores[2][QUERIES * K];
+    static uint64_t ids[2][QUERIES * K];
+    add(index, 0, ROWS);
+    for (unsigned i = 0; i < QUERIES; i++)
+        vector_of(~(uint64_t)i, queries + (size_t)i * DIM);
+    skerry_index_get_recall(index, &recall);
+    assert_true(recall.target == 0 && recall.samples == 0);
+    assert_int_equal(skerry_index_calibrate(index, 1, queries, 0, text, sizeof text), SK_ERR_INVALID);
+    assert_done(skerry_index_calibrate(index, QUERIES, queries, 10, text, sizeof text));
+    assert_done(skerry_index_search(index, QUERIES, queries, K, &options, ids[0], scores[0], text, sizeof text));
+    assert_done(skerry_index_search(index, QUERIES, queries, K, &wide, ids[1], scores[1], text, sizeof text));
+    unsigned found = 0;
+    for (unsigned i = 0; i < QUERIES * K; i++)
+        for (unsigned j = 0; j < K; j++)
+            found += ids[1][i] == ids[0][i / K * K + j];
+    assert_true(found >= QUERIES * K * 87 / 100);
+    skerry_index_get_recall(index, &recall);
+    assert_int_equal(recall.samples, QUERIES);
+    assert_done(skerry_index_calibrate(index, 0, NULL, 10, text, sizeof text));
+    skerry_index_get_recall(index, &recall);
+    assert_true(recall.target == 0.9F && recall.measured >= 0.9F && recall.ef_mean >= 12);
+    skerry_index_free(index);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -342,6 +375,7 @@ int main(void)
         cmocka_unit_test(a_file_holds_everything),
         cmocka_unit_test(damaged_files_are_refused),
         cmocka_unit_test(calls_come_from_any_thread),
+        cmocka_unit_test(a_recall_target_is_kept_and_measured),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

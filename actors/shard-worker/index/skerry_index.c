@@ -297,7 +297,31 @@ int skerry_index_compact(struct skerry_index *self, char *error, size_t error_si
     return skerry_index_report(rc, &d, error, error_size);
 }
 
+int skerry_index_calibrate(struct skerry_index *self, size_t count, const float *queries, uint32_t k,
+                           char *error, size_t error_size)
+{
+    struct sk_diag d = {0};
+    if (count > UINT32_MAX)
+        return skerry_index_report(sk_fail(&d, SK_ERR_INVALID, "%zu queries, want at most %u", count,
+                                           UINT32_MAX),
+                                   &d, error, error_size);
+    pthread_rwlock_wrlock(&self->lock);
+    enum sk_err rc = sk_index_calibrate(self->index, queries, (uint32_t)count, k, &d);
+    pthread_rwlock_unlock(&self->lock);
+    return skerry_index_report(rc, &d, error, error_size);
+}
+
 /* ---- numbers ---- */
+
+void skerry_index_get_recall(struct skerry_index *self, struct skerry_index_recall *out)
+{
+    struct sk_index_stats stats;
+    sk_index_get_stats(self->index, &stats);
+    *out = (struct skerry_index_recall){.target = stats.recall_target,
+                                        .measured = stats.recall_measured,
+                                        .ef_mean = stats.recall_ef_mean,
+                                        .samples = stats.recall_samples};
+}
 
 uint64_t skerry_index_count(struct skerry_index *self)
 {

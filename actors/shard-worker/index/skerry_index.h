@@ -83,6 +83,22 @@ SKERRY_INDEX_API int skerry_index_search(struct skerry_index *self, size_t count
 SKERRY_INDEX_API int skerry_index_compact(struct skerry_index *self, char *error,
                                           size_t error_size);
 
+/* Learns what searches with a recall target need (hnsw; nothing else has to): from typical queries (count x
+ * dim; 0: from the rows alone) for about this k. Takes some ms a query and 100,000 rows, and a second or
+ * two for what it makes itself; searches wait meanwhile. Without it adds and removes do the same in passing once a search had a
+ * target; until then such searches walk with a large fixed beam. Not saved. */
+SKERRY_INDEX_API int skerry_index_calibrate(struct skerry_index *self, size_t count,
+                                            const float *queries, uint32_t k, char *error,
+                                            size_t error_size);
+/* Of searches with the target asked for last: the share of true neighbours that the latest `samples` known
+ * queries (given, or sampled from searches) find, and their mean ef. All 0: not known yet. */
+struct skerry_index_recall {
+    float target, measured, ef_mean;
+    uint32_t samples;
+};
+SKERRY_INDEX_API void skerry_index_get_recall(struct skerry_index *self,
+                                              struct skerry_index_recall *out);
+
 /* ---- filters ----
  * Which ids a search may return, prepared once for any number of searches of the index it was made
  * for, from any thread. It goes on meaning the same ids while the index changes (what it holds of them

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import Any, Optional, Tuple, Union
+from typing import Any, Dict, Optional, Tuple, Union
 
 import numpy as np
 
@@ -37,6 +37,11 @@ class _SearchOptions(ctypes.Structure):
                 ("nprobe", ctypes.c_uint32), ("recall", ctypes.c_float), ("filter", ctypes.c_void_p)]
 
 
+class _Recall(ctypes.Structure):
+    _fields_ = [("target", ctypes.c_float), ("measured", ctypes.c_float), ("ef_mean", ctypes.c_float),
+                ("samples", ctypes.c_uint32)]
+
+
 _loaded: Optional[ctypes.CDLL] = None
 
 
@@ -58,6 +63,8 @@ def _engine() -> ctypes.CDLL:
         "skerry_index_filter_new_mask": (ctypes.c_int, [ctypes.POINTER(pointer), pointer, size, pointer, text, size]),
         "skerry_index_filter_free": (None, [pointer]),
         "skerry_index_filter_count": (ctypes.c_uint64, [pointer]),
+        "skerry_index_calibrate": (ctypes.c_int, [pointer, size, pointer, ctypes.c_uint32, text, size]),
+        "skerry_index_get_recall": (None, [pointer, ctypes.POINTER(_Recall)]),
         "skerry_index_compact": (ctypes.c_int, [pointer, text, size]),
         "skerry_index_save": (ctypes.c_int, [pointer, text, text, size]),
         "skerry_index_load": (ctypes.c_int, [ctypes.POINTER(pointer), text, ctypes.POINTER(_Options), text, size]),
@@ -220,6 +227,22 @@ class Index:
         _call(_engine().skerry_index_search, self._handle, len(array), array.ctypes.data, k, ctypes.byref(options),
               ids.ctypes.data, scores.ctypes.data)
         return ids, scores
+
+    def calibrate(self, queries=None, k: int = 10) -> None:
+        """Learns what search(recall=...) needs (hnsw; nothing else has to): from typical queries, or from the rows
+        alone, for about this k. Some ms a query and 100,000 rows, and a second or two for what it makes
+        itself; searches wait meanwhile. Without it add() and remove() do the same in passing once a search had a target; until then such
+        searches walk with a large fixed beam. Not saved."""
+        array = _vectors(queries if queries is not None else np.empty((0, self.dim)), self.dim, "queries")
+        _call(_engine().skerry_index_calibrate, self._handle, len(array), array.ctypes.data, k)
+
+    @property
+    def recall(self) -> Dict[str, float]:
+        """Of searches with the recall target asked for last: target, measured (the share of true neighbours that
+        the latest `samples` known queries find), ef_mean. All 0: not known yet."""
+        out = _Recall()
+        _engine().skerry_index_get_recall(self._handle, ctypes.byref(out))
+        return {"target": out.target, "measured": out.measured, "ef_mean": out.ef_mean, "samples": out.samples}
 
     def compact(self) -> None:
         """Sweeps removed rows out now."""
