@@ -79,6 +79,8 @@ static void a_target_is_reached_on_queries_of_any_kind(void **state)
 {
     static float queries[100 * DIM];
     (void)state;
+    if (LESS(10) == 1)
+        skip(); /* one thread only */
     for (int metric = SK_METRIC_L2; metric <= SK_METRIC_COSINE; metric++) {
         const struct sk_index_params params = params_of((enum sk_metric)metric);
         struct world world, *w = &world;
@@ -117,6 +119,8 @@ static void run_steps(struct world *w)
 static void steps_calibrate_once_searches_have_asked(void **state)
 {
     (void)state;
+    if (LESS(10) == 1)
+        skip(); /* one thread only */
     const struct sk_index_params params = params_of(SK_METRIC_L2);
     struct world world, *w = &world;
     struct sk_index_stats stats;
@@ -178,6 +182,8 @@ static void answers_are_the_same_on_every_instruction_set(void **state)
 {
     static uint32_t first[QUERIES][ROOM];
     (void)state;
+    if (LESS(10) == 1)
+        skip(); /* one thread only */
     for (unsigned isa = 0; sk_kernels_name(isa) != NULL; isa++) {
         struct sk_index_params params = params_of(SK_METRIC_IP);
         struct world world, *w = &world;
