@@ -2,12 +2,12 @@
 /* Many searches in one call find what each of them finds alone. */
 #include "tests/unit/index_world.h"
 
-enum { DIM = 200, ROWS = 1500, BATCH_MAX = 40, ROOM = 400 };
+enum { DIM = 200, DIM_MAX = 384, ROWS = 1500, BATCH_MAX = 40, ROOM = 400 };
 
 /* A query with all that it points to. */
 struct asked {
     struct sk_index_query query;
-    float vector[DIM];
+    float vector[DIM_MAX];
     struct sk_index_filter filter;
     uint64_t words[ROWS / 64 + 1];
     uint64_t ticks[2]; /* alone and among others */
@@ -27,7 +27,7 @@ static uint64_t tick(void *impl)
     return *now += 10;
 }
 
-static void ask_anything(struct world *w, struct asked *asked)
+static void ask_anything(struct world *w, struct asked *asked, bool is_filtered)
 {
     *asked = (struct asked){.query = {.vector = asked->vector,
                                       .k = 1 + (uint32_t)world_random(w, 30),
@@ -39,6 +39,8 @@ static void ask_anything(struct world *w, struct asked *asked)
         break;
     case 1:
     case 2: /* many rows or few */
+        if (!is_filtered)
+            break;
         for (size_t i = 0; i < SK_COUNT_OF(asked->words); i++)
             asked->words[i] = asked->query.k % 2 == 0 ? ~7ULL : 1ULL << i % 64;
         asked->filter.words = asked->words;
@@ -92,7 +94,7 @@ static void compare(const struct answers *alone, const struct answers *together,
 }
 
 /* Batches of 1..40, of all kinds of queries. */
-static void compare_batches(struct world *w)
+static void compare_some(struct world *w, bool is_filtered)
 {
     static struct answers alone, together;
     static struct asked asked[BATCH_MAX];
@@ -101,7 +103,7 @@ static void compare_batches(struct world *w)
         enum sk_err first = SK_ERR_OK;
         struct sk_diag first_d = {0};
         for (uint32_t i = 0; i < BATCH_MAX; i++)
-            ask_anything(w, &asked[i]);
+            ask_anything(w, &asked[i], is_filtered);
         answers_init(&alone, asked, 0);
         for (uint32_t i = 0; i < count; i++) {
             struct sk_diag d = {0};
@@ -122,6 +124,11 @@ static void compare_batches(struct world *w)
             assert_string_equal(w->d.text, first_d.text);
         compare(&alone, &together, count);
     }
+}
+
+static void compare_batches(struct world *w)
+{
+    compare_some(w, true);
 }
 
 static void a_batch_finds_what_single_searches_find(void **state)
@@ -160,11 +167,33 @@ static void a_flat_or_empty_index_answers_batches_too(void **state)
     }
 }
 
+/* Complete scans of all rows: 16 queries share a pass over the codes. */
+static void scans_share_a_pass_over_the_rows(void **state)
+{
+    static const uint32_t dims[] = {DIM, 384, 20};
+    (void)state;
+    for (int metric = SK_METRIC_L2; metric <= SK_METRIC_COSINE; metric++) {
+        struct world world, *w = &world;
+        const struct sk_index_params params =
+            world_params(SK_INDEX_FLAT, (enum sk_metric)metric, dims[metric - 1]);
+        world_init(w, &params, ROWS);
+        world_fill(w, LESS(ROWS));
+        compare_some(w, false);
+        for (uint32_t row = 0; row < LESS(ROWS); row += 1 + row % 5)
+            world_remove(w, row);
+        compare_some(w, false);
+        world_rest(w, SK_INDEX_STEP_EAGER);
+        compare_some(w, false);
+        world_deinit(w);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_batch_finds_what_single_searches_find),
         cmocka_unit_test(a_flat_or_empty_index_answers_batches_too),
+        cmocka_unit_test(scans_share_a_pass_over_the_rows),
     };
     return cmocka_run_group_tests_name("index_many", tests, NULL, NULL);
 }

@@ -75,8 +75,8 @@ static void block_sums(const struct sk_batch *self, uint32_t begin, uint32_t cou
 }
 
 /* The arithmetic of sk_distance_plane for all lanes. True when a lane wants the row. */
-static bool block_row(const struct sk_batch *self, uint32_t row, const float *sums, float *distances,
-                      float *errors)
+static bool block_row(const struct sk_batch *self, uint32_t row, const float *restrict sums,
+                      float *restrict distances, float *restrict errors)
 {
     const struct sk_factors *factors = sk_factors_of(self->generation, row);
     const float length = sqrtf(factors->norm_sq);
@@ -121,6 +121,7 @@ static bool scan_one_by_one(struct sk_batch *self, uint32_t begin, uint32_t end)
     for (uint32_t row = begin; row < end; row++) {
         if (sk_state(self->index, row) != SK_ROW_LIVE)
             continue;
+        self->rows_seen++;
         for (uint32_t lane = 0; lane < self->lane_count; lane++) {
             errors[lane] = 0;
             distances[lane] =
@@ -141,6 +142,7 @@ bool sk_batch_scan(struct sk_batch *self, uint32_t begin, uint32_t end)
         return scan_one_by_one(self, begin, end);
     while (begin < end) {
         const uint32_t count = live_run(self, begin, end);
+        self->rows_seen += count;
         block_sums(self, begin, count, sums);
         for (uint32_t i = 0; i < count; i++)
             if (block_row(self, begin + i, sums + (size_t)i * WIDTH, distances, errors) &&

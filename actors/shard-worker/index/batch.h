@@ -16,6 +16,7 @@ struct sk_batch {
     struct sk_prepared lanes[SK_BATCH_WIDTH]; /* copies of the queries */
     void *room;                               /* of the arrays of the lanes */
     uint32_t lane_count;
+    uint64_t rows_seen; /* live ones, so far */
     float norm_sq[SK_BATCH_WIDTH], norm[SK_BATCH_WIDTH], add_weight[SK_BATCH_WIDTH];
     float wide_scale[SK_BATCH_WIDTH], wide_error[SK_BATCH_WIDTH];
     /* Rows whose distance is surely above it are passed over; the receiver lowers it. */

@@ -3,6 +3,7 @@
  *   graph.c    beam search, linking, pruning  search.c  what readers run
  *   near.c     rows of neighbours' signs      near_walk.c  walks by them (profile speed)
  *   recall*.c  recall targets                 batch.c   16 queries against all rows
+ *   scan.c     complete scans                 many.c    many queries of one thread
  *   maintain.c tombstones, sweeps, epochs     delta.c   the log of changes
  *   image.c    checkpoints                    check.c   the checker
  * Shared between the writer and readers: row states, links, entries, row_count, the generation

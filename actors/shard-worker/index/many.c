@@ -137,6 +137,8 @@ enum sk_err sk_index_search_many(const struct sk_index *self, struct sk_index_re
 {
     if (count == 1)
         return rcs[0] = sk_index_search(self, reader, queries, results, d);
+    if (sk_scan_takes(self, queries, count))
+        return sk_scan_many(self, reader, queries, results, rcs, count, d);
     if (reader->lanes == NULL && !lanes_new(&reader->lanes, self)) {
         for (uint32_t i = 0; i < count; i++)
             rcs[i] = SK_ERR_NOMEM;

@@ -5,7 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { EF_DEFAULT = 64, SCAN_DEADLINE_ROWS = 1024, SCAN_KEYS_FIRST = 4096, RANK_TURN = 4 };
+enum { EF_DEFAULT = 64, RANK_TURN = 4 };
 
 /* How many deviations of a 4-bit distance behind the k-th best a row is ranked still. At 2 the recall falls by
  * 0.0006, at 3 it is that of ranking all. */
@@ -50,110 +50,6 @@ void sk_index_reader_destroy(struct sk_index_reader **self)
     *self = NULL;
 }
 
-/* ---- complete scan ---- */
-
-/* The k smallest upper bounds seen so far, the largest on top. */
-struct bounds {
-    uint64_t *heap;
-    uint32_t count, k;
-};
-
-static void bounds_add(struct bounds *self, float upper)
-{
-    uint64_t key = sk_float_ordered(upper);
-    uint32_t at;
-    if (self->count < self->k) {
-        at = self->count++;
-        while (at > 0 && self->heap[(at - 1) / 2] < key) {
-            self->heap[at] = self->heap[(at - 1) / 2];
-            at = (at - 1) / 2;
-        }
-        self->heap[at] = key;
-        return;
-    }
-    if (key >= self->heap[0])
-        return;
-    at = 0;
-    for (uint32_t child = 1; child < self->count; child = 2 * at + 1) {
-        if (child + 1 < self->count && self->heap[child + 1] > self->heap[child])
-            child++;
-        if (self->heap[child] <= key)
-            break;
-        self->heap[at] = self->heap[child];
-        at = child;
-    }
-    self->heap[at] = key;
-}
-
-static bool is_within(const struct sk_search *s, const struct bounds *bounds, float lower)
-{
-    return lower <= s->worst &&
-           (bounds->count < bounds->k || sk_float_ordered(lower) <= (uint32_t)bounds->heap[0]);
-}
-
-/* Drops what has become hopeless; grows the buffer when that did not help. */
-static bool scan_make_room(const struct sk_search *s, const struct bounds *bounds, uint32_t *count)
-{
-    uint32_t kept = 0;
-    for (uint32_t i = 0; i < *count; i++)
-        if (is_within(s, bounds, sk_key_distance(s->scratch->keys[i])))
-            s->scratch->keys[kept++] = s->scratch->keys[i];
-    *count = kept;
-    return kept < s->scratch->keys_capacity / 2 ||
-           sk_scratch_fit(s->scratch, s->row_count, s->query->k, s->scratch->keys_capacity * 2);
-}
-
-static bool scan_row(struct sk_search *s, struct bounds *bounds, uint32_t row, uint32_t *count)
-{
-    float error;
-    if (!sk_search_matches(s, row))
-        return true;
-    float distance = sk_distance_plane(s->index, s->generation, &s->scratch->prepared, row, &error);
-    s->counters.reranks++;
-    if (!is_within(s, bounds, distance - error))
-        return true;
-    if (*count == s->scratch->keys_capacity && !scan_make_room(s, bounds, count))
-        return false;
-    bounds_add(bounds, distance + error);
-    s->scratch->keys[(*count)++] = sk_key(distance - error, row);
-    return true;
-}
-
-static bool scan_should_stop(struct sk_search *s, uint32_t *until_check)
-{
-    if ((*until_check)-- > 0)
-        return false;
-    *until_check = SCAN_DEADLINE_ROWS;
-    if (!sk_deadline_passed(&s->deadline))
-        return false;
-    s->result->is_truncated = true;
-    return true;
-}
-
-/* Rows in the order of the filter's bits, or all of them. */
-static bool scan_rows(struct sk_search *s, struct bounds *bounds, uint32_t *count)
-{
-    const struct sk_index_filter *filter = s->query->filter;
-    uint32_t until_check = SCAN_DEADLINE_ROWS;
-    if (filter == NULL || filter->words == NULL) {
-        for (uint32_t row = 0; row < s->row_count; row++)
-            if (scan_should_stop(s, &until_check))
-                return true;
-            else if (!scan_row(s, bounds, row, count))
-                return false;
-        return true;
-    }
-    for (uint32_t word = 0; word < filter->word_count && word <= s->row_count / 64; word++)
-        for (uint64_t bits = filter->words[word]; bits != 0; bits &= bits - 1) {
-            uint32_t row = word * 64 + (uint32_t)__builtin_ctzll(bits);
-            if (row >= s->row_count || scan_should_stop(s, &until_check))
-                return true;
-            if (!scan_row(s, bounds, row, count))
-                return false;
-        }
-    return true;
-}
-
 void sk_search_emit(struct sk_search *s, uint32_t count)
 {
     struct sk_index_result *result = s->result;
@@ -165,32 +61,6 @@ void sk_search_emit(struct sk_search *s, uint32_t count)
         result->scores[i] = sk_score_of(s->index, &s->scratch->prepared, sk_key_distance(keys[i]));
     }
     result->count = count;
-}
-
-enum sk_err sk_search_scan(struct sk_search *s, struct sk_diag *d)
-{
-    struct sk_scratch *scratch = s->scratch;
-    uint32_t count = 0, kept = 0;
-    float error;
-    if (!sk_has_planes(s->generation))
-        return sk_search_scan_short(s, d);
-    if (!sk_scratch_fit(scratch, s->row_count, s->query->k, SCAN_KEYS_FIRST))
-        return sk_fail(d, SK_ERR_NOMEM, "no memory for a scan");
-    struct bounds bounds = {scratch->beam, 0, s->query->k};
-    if (!scan_rows(s, &bounds, &count))
-        return sk_fail(d, SK_ERR_NOMEM, "no memory for a scan");
-    for (uint32_t i = 0; i < count; i++) {
-        if (!is_within(s, &bounds, sk_key_distance(scratch->keys[i])))
-            continue;
-        uint32_t row = sk_key_row(scratch->keys[i]);
-        float distance =
-            sk_distance_plane(s->index, s->generation, &scratch->prepared, row, &error);
-        scratch->keys[kept++] = sk_key(distance, row);
-    }
-    sk_select_smallest(scratch->keys, kept, s->result->capacity);
-    sk_search_emit(s, kept);
-    s->result->is_certain = kept <= s->result->capacity && !s->result->is_truncated;
-    return SK_ERR_OK;
 }
 
 /* ---- walks ---- */

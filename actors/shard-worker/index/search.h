@@ -57,6 +57,26 @@ static inline bool sk_search_matches(const struct sk_search *s, uint32_t row)
     return filter->accepts == NULL || filter->accepts(filter->impl, row);
 }
 
+/* ---- scan.c ---- */
+/* A scan on its way: the k smallest upper bounds seen so far, the largest on top, and in the search's
+ * scratch the rows whose lower bound is not above it. */
+struct sk_scan {
+    uint64_t *heap;
+    uint32_t count, k, key_count;
+};
+bool sk_scan_begin(struct sk_search *s, struct sk_scan *scan); /* false: no memory */
+/* A row that matches, its distance and how far that can be off; false: no memory. */
+bool sk_scan_offer(struct sk_search *s, struct sk_scan *scan, uint32_t row, float distance,
+                   float error);
+/* Rows surely farther are hopeless. */
+float sk_scan_limit(const struct sk_search *s, const struct sk_scan *scan);
+void sk_scan_end(struct sk_search *s, const struct sk_scan *scan); /* the result */
+/* Are these better answered by sk_scan_many: enough of them, all complete scans of all rows? */
+bool sk_scan_takes(const struct sk_index *self, const struct sk_index_query *queries, uint32_t count);
+/* sk_index_search_many for them: reads each row once for 16 queries. */
+enum sk_err sk_scan_many(const struct sk_index *self, struct sk_index_reader *reader,
+                         const struct sk_index_query *queries, struct sk_index_result *results,
+                         enum sk_err *rcs, uint32_t count, struct sk_diag *d);
 /* Every row that matches, by its 8-bit code with the certified bound; result->count is set. */
 SK_CHECKED enum sk_err sk_search_scan(struct sk_search *s, struct sk_diag *d);
 /* The best of the beam by their 8-bit codes, and those after the k-th that these cannot tell from

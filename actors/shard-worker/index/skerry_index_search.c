@@ -7,6 +7,7 @@
 enum {
     CHUNK_MAX = 128, /* queries that a thread searches together */
     CHUNK_ROWS_MAX = 65536,
+    FLAT_MORE = 1024,
 };
 
 /* ---- filters ---- */
@@ -247,12 +248,17 @@ struct chunk {
     uint64_t *keys;
 };
 
+static bool is_exact(const struct batch *batch)
+{
+    return batch->self->keeps_vectors && batch->self->params.kind == SK_INDEX_FLAT;
+}
+
 static enum sk_err chunk_init(struct chunk *self, const struct batch *batch, struct sk_diag *d)
 {
-    /* Flat with vectors: room for everything that the codes cannot decide. */
+    /* Flat with vectors: room for what the codes cannot decide, as a rule (see put_certain). */
     uint32_t capacity = sk_index_candidates(batch->self->index, batch->k);
-    if (batch->self->keeps_vectors && batch->self->params.kind == SK_INDEX_FLAT)
-        capacity += batch->self->row_count;
+    if (is_exact(batch))
+        capacity += batch->self->row_count < FLAT_MORE ? batch->self->row_count : FLAT_MORE;
     self->size = CHUNK_ROWS_MAX / capacity;
     self->size = self->size < 1 ? 1 : self->size > CHUNK_MAX ? CHUNK_MAX : self->size;
     self->rows = malloc((size_t)self->size * capacity * sizeof *self->rows);
@@ -265,6 +271,27 @@ static enum sk_err chunk_init(struct chunk *self, const struct batch *batch, str
                                                     .rows = self->rows + (size_t)i * capacity,
                                                     .scores = self->scores + (size_t)i * capacity};
     return SK_ERR_OK;
+}
+
+/* A flat search whose k best may be among rows that there was no room for: again, with room for all. */
+static enum sk_err put_certain(struct batch *batch, struct sk_index_reader *reader,
+                               const struct sk_index_query *query, size_t at)
+{
+    const size_t capacity = (size_t)batch->self->row_count + batch->k;
+    struct sk_index_result result = {.capacity = (uint32_t)capacity};
+    uint64_t *keys = malloc(capacity * sizeof *keys);
+    result.rows = malloc(capacity * sizeof *result.rows);
+    result.scores = malloc(capacity * sizeof *result.scores);
+    enum sk_err rc =
+        keys == NULL || result.rows == NULL || result.scores == NULL
+            ? sk_fail(&batch->d, SK_ERR_NOMEM, "no memory for a search of k %u", batch->k)
+            : sk_index_search(batch->self->index, reader, query, &result, &batch->d);
+    if (rc == SK_ERR_OK)
+        put(batch, at, &result, keys);
+    free(keys);
+    free(result.rows);
+    free(result.scores);
+    return rc;
 }
 
 static enum sk_err chunk_run(struct chunk *self, struct batch *batch, struct sk_index_reader *reader,
@@ -284,11 +311,16 @@ static enum sk_err chunk_run(struct chunk *self, struct batch *batch, struct sk_
     skerry_vectors_watch(&batch->self->vectors, &watch, true);
     for (uint32_t i = 0; i < count; i++)
         skerry_vectors_ask(&batch->self->vectors, self->results[i].rows, self->results[i].count);
-    for (uint32_t i = 0; i < count; i++)
-        if (self->rcs[i] != SK_ERR_OK)
-            return sk_wrap(&batch->d, rc, "query %zu", begin + i);
-        else
+    for (uint32_t i = 0; i < count; i++) {
+        const bool is_undecided = is_exact(batch) && !self->results[i].is_certain;
+        rc = self->rcs[i];
+        if (rc == SK_ERR_OK && is_undecided)
+            rc = put_certain(batch, reader, &self->queries[i], begin + i);
+        else if (rc == SK_ERR_OK)
             put(batch, begin + i, &self->results[i], self->keys);
+        if (rc != SK_ERR_OK)
+            return sk_wrap(&batch->d, rc, "query %zu", begin + i);
+    }
     skerry_vectors_watch(&batch->self->vectors, &watch, false);
     return rc;
 }
