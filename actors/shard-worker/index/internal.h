@@ -2,6 +2,7 @@
  *   region.c   arrays at fixed addresses      codes.c   vectors to codes, distances, generations
  *   graph.c    beam search, linking, pruning  search.c  what readers run
  *   near.c     rows of neighbours' signs      near_walk.c  walks by them (profile speed)
+ *   many.c     searches of a batch in turns   sketch.c     what spares a walk most codes
  *   recall*.c  recall targets                 batch.c   16 queries against all rows
  *   scan.c     complete scans                 many.c    many queries of one thread
  *   maintain.c tombstones, sweeps, epochs     delta.c   the log of changes
