@@ -7,7 +7,8 @@
  * with another lseq, only after sk_index_reclaim_rows() has returned it.
  *
  * What is kept in memory for a row (profile balanced): links, a 4-bit code for traversal and an
- * 8-bit code for ordering the survivors, from 192 dimensions a 1-bit sketch; not the float32 vector. Scores returned are therefore
+ * 8-bit code for ordering the survivors, from 192 dimensions a 1-bit sketch; not the float32
+ * vector. Scores returned are therefore
  * approximate (about 0.1 % of |query| x |vector|): ask for some rows more than k
  * (sk_index_result_rows), score them with sk_score_exact() from the stored vectors and keep the
  * best k. Profile memory has no 8-bit codes (341 bytes a row at 384 dimensions and m 16; ip 357): the rows
