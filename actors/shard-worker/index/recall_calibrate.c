@@ -105,7 +105,8 @@ static bool lacks_made(const struct sk_index *self)
 bool sk_recall_is_due(const struct sk_index *self)
 {
     const struct sk_recall *recall = self->recall;
-    if (self->params.kind != SK_INDEX_HNSW ||
+    /* without 8-bit codes (profile memory) there is nothing to measure by: searches keep the default size */
+    if (self->params.kind != SK_INDEX_HNSW || !sk_has_planes(sk_generation_now(self)) ||
         atomic_load_explicit(&recall->wanted, memory_order_relaxed) == 0 ||
         live_rows(self) < self->params.flat_below || live_rows(self) < 4 * SK_RECALL_K_MAX)
         return false;
