@@ -158,6 +158,30 @@ static void steps_calibrate_once_searches_have_asked(void **state)
     world_deinit(w);
 }
 
+/* It has no 8-bit codes to measure by (once the steps of a worker read them nevertheless, and died). */
+static void profile_memory_keeps_a_wide_beam(void **state)
+{
+    (void)state;
+    struct sk_index_params params = params_of(SK_METRIC_L2);
+    params.profile = SK_INDEX_MEMORY;
+    struct world world, *w = &world;
+    world_init(w, &params, ROWS);
+    world_fill(w, ROWS);
+    const float query[DIM] = {1};
+    float scores[ROOM];
+    uint32_t rows[ROOM];
+    for (unsigned n = 0; n < 300; n++) {
+        struct sk_index_result result = {.rows = rows, .scores = scores, .capacity = ROOM};
+        search(w, &(struct sk_index_query){.vector = query, .k = K, .recall_target = 0.9F}, &result);
+        assert_true(result.count >= K);
+    }
+    run_steps(w);
+    assert_null(w->index->recall->calibration);
+    assert_int_equal(sk_index_calibrate(w->index, query, 1, K, &w->d), SK_ERR_INVALID);
+    assert_non_null(strstr(w->d.text, "profile memory"));
+    world_deinit(w);
+}
+
 static void what_makes_no_sense_is_refused(void **state)
 {
     (void)state;
@@ -352,6 +376,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_target_is_reached_on_queries_of_any_kind),
         cmocka_unit_test(steps_calibrate_once_searches_have_asked),
+        cmocka_unit_test(profile_memory_keeps_a_wide_beam),
         cmocka_unit_test(what_makes_no_sense_is_refused),
         cmocka_unit_test(answers_are_the_same_on_every_instruction_set),
         cmocka_unit_test(the_model_behind_samples_is_found_again),

@@ -506,6 +506,9 @@ enum sk_err sk_index_calibrate(struct sk_index *self, const float *queries, uint
     const uint32_t dim = self->params.dim;
     if (k < 1 || k > SK_INDEX_EF_MAX)
         return sk_fail(d, SK_ERR_INVALID, "k %u, want 1..%d", k, SK_INDEX_EF_MAX);
+    if (self->params.kind == SK_INDEX_HNSW && !sk_has_planes(sk_generation_now(self)))
+        return sk_fail(d, SK_ERR_INVALID, "profile memory has no 8-bit codes to calibrate by: its searches with "
+                                          "a recall target take a wide beam; use balanced or speed");
     for (uint32_t i = 0; i < count; i++) {
         const float *x = queries + (size_t)i * dim;
         if (!sk_vector_is_finite(x, dim) || (self->params.metric == SK_METRIC_COSINE &&
