@@ -107,10 +107,9 @@ enum sk_err heir_slice(struct writer *writer, struct field *field, uint64_t end_
         return rc;
     if (rc == SK_ERR_OK || rc == SK_ERR_BUSY) { /* BUSY: a number that a step lets go of */
         uint64_t budget_us = writer->worker->config.index_slice_us / 8;
-        enum sk_err step =
-            sk_index_step(field->heir, budget_us, &clock, rc == SK_ERR_BUSY ? SK_INDEX_STEP_EAGER : 0,
-                          &has_more, d);
-        rc = step;
+        const unsigned flags = (rc == SK_ERR_BUSY ? SK_INDEX_STEP_EAGER : 0U) |
+                               (is_complete ? 0U : SK_INDEX_STEP_BULK);
+        rc = sk_index_step(field->heir, budget_us, &clock, flags, &has_more, d);
     }
     forget_changes(field);
     if (rc == SK_ERR_NOMEM || (rc == SK_ERR_OK && !is_complete && is_over_budget(field))) {

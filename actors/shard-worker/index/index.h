@@ -132,6 +132,9 @@ bool sk_index_row_is_free(const struct sk_index *self, uint32_t row);
 
 enum sk_index_step_flags {
     SK_INDEX_STEP_EAGER = 1, /* sweep tombstones even below 1 % of the rows: the node is idle */
+    /* many more inserts follow at once: what is derived for the searches' speed alone waits (the rows of
+     * profile speed, which each insert would change again) */
+    SK_INDEX_STEP_BULK = 2,
 };
 /* Bounded maintenance: repairs what deletes have hurt, lets go of rows, renews the codes' centre,
  * attaches rows that nothing links to. Works until clock->mono_us() passes its start + budget_us

@@ -350,9 +350,14 @@ static enum sk_err walk_slice(struct sk_index *self, struct sk_diag *d)
     return SK_ERR_OK;
 }
 
+static bool has_near_work(const struct sk_index *self, unsigned flags)
+{
+    return (flags & SK_INDEX_STEP_BULK) == 0 && sk_near_has_work(self);
+}
+
 static void start_something(struct sk_index *self, unsigned flags)
 {
-    if (sk_near_has_work(self))
+    if (has_near_work(self, flags))
         sk_near_slice(self);
     const uint64_t dead = atomic_load_explicit(&self->dead_count, memory_order_relaxed);
     const uint64_t live = atomic_load_explicit(&self->live_count, memory_order_relaxed);
@@ -420,7 +425,7 @@ enum sk_err sk_index_step(struct sk_index *self, uint64_t budget_us,
         rc = quantum(self, flags, d);
         if (rc == SK_ERR_OK) /* at once: no search between may miss them */
             rc = sk_attach_orphans(self, d);
-        if (self->stage == SK_STAGE_IDLE && self->orphans.count == 0 && !sk_near_has_work(self) &&
+        if (self->stage == SK_STAGE_IDLE && self->orphans.count == 0 && !has_near_work(self, flags) &&
             !sk_recall_is_due(self) && (self->ivf == NULL || !self->ivf->has_work)) {
             *has_more = false;
             break;

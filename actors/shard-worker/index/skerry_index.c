@@ -256,7 +256,7 @@ int skerry_index_add(struct skerry_index *self, size_t count, const uint64_t *id
                 rc = sk_wrap(&d, rc, "row %zu of %zu", i, count);
         }
         if (rc == SK_ERR_OK)
-            rc = maintain(self, 0, &d);
+            rc = maintain(self, i < count ? SK_INDEX_STEP_BULK : 0, &d);
         pthread_rwlock_unlock(&self->lock);
     }
     return skerry_index_report(rc, &d, error, error_size);
