@@ -127,6 +127,23 @@ static enum sk_err change_matching(struct commit *self, struct request *request,
     return rc;
 }
 
+static void settle(struct request *request, enum sk_err code, const struct sk_diag *d)
+{
+    request->is_settled = true;
+    request->code = code;
+    request->diag = *d;
+}
+
+/* Is the first of this late copy in the same batch, so that it can still fail? */
+static bool is_with_its_first(const struct commit *self, const struct request *request)
+{
+    for (const struct request *r = self->writer->batch.first; r != request; r = r->next)
+        if (!r->is_settled && r->header.incarnation == request->header.incarnation &&
+            r->header.sequence == request->header.sequence)
+            return true;
+    return false;
+}
+
 static enum sk_err apply(struct commit *self, struct request *request, struct sk_diag *d)
 {
     struct sk_store *store = self->shard->store;
@@ -145,6 +162,8 @@ static enum sk_err apply(struct commit *self, struct request *request, struct sk
         return rc;
     if (is_applied) { /* a late copy: its answer is that of the first */
         request->affected = outcome;
+        if (!is_with_its_first(self, request)) /* done, whatever becomes of this transaction */
+            settle(request, SK_ERR_OK, &(struct sk_diag){0});
         return SK_ERR_OK;
     }
     if (r->op == SK_OP_UPSERT) {
@@ -250,13 +269,6 @@ static bool has_open(const struct writer *writer, bool is_growth_only)
         if (!r->is_settled && (!is_growth_only || is_growing(r)))
             return true;
     return false;
-}
-
-static void settle(struct request *request, enum sk_err code, const struct sk_diag *d)
-{
-    request->is_settled = true;
-    request->code = code;
-    request->diag = *d;
 }
 
 static void settle_all(struct writer *writer, bool is_growth_only, enum sk_err code,

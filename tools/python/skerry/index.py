@@ -129,7 +129,7 @@ class Filter:
         if array.dtype == np.bool_:
             if array.ndim != 1:
                 raise ValueError(f"filter: a mask of shape {array.shape}, want (n,): mask[i] is for id i")
-            self._array = np.array(array, order="C", copy=copy or None)
+            self._array = array.copy() if copy else np.ascontiguousarray(array)
             make = _engine().skerry_index_filter_new_mask
         else:
             self._array = _ids(array)
