@@ -53,7 +53,8 @@ void sk_connection_hold(struct sk_connection *self);
 /* The pieces of one message or command; what cannot be sent now is kept. False: dropped. */
 bool sk_connection_write(struct sk_connection *self, struct iovec *pieces, unsigned count);
 void sk_connection_flush(struct sk_connection *self);
-void sk_connection_uncork(struct sk_connection *self); /* takes it out of the list; sends nothing */
+/* Of one that is about to be closed: what is gathered for it answers what came before the reason for that. */
+void sk_connection_send_last(struct sk_connection *self);
 struct sk_connection *sk_connection_of(const struct sk_socket *socket, sk_peer peer);
 
 #endif

@@ -127,6 +127,7 @@ void sk_connection_kill(struct sk_connection *self)
         return;
     bool was_open = self->state == OPEN;
     self->state = DEAD;
+    sk_connection_send_last(self);
     sk_loop_remove(&reactor->loop, &self->source);
     close(self->source.fd);
     if (!self->is_link) {
@@ -135,7 +136,6 @@ void sk_connection_kill(struct sk_connection *self)
     }
     if (self->is_held)
         unhold(self);
-    sk_connection_uncork(self);
     reactor->connections[self->serial & ((1U << SK_SLOT_BITS) - 1)] = NULL;
     reactor->connection_count--;
     unlink_link(self);

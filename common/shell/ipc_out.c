@@ -190,7 +190,8 @@ void sk_connection_flush(struct sk_connection *self)
 
 /* ---- gathering ---- */
 
-void sk_connection_uncork(struct sk_connection *self)
+/* Takes it out of the list; sends nothing. */
+static void uncork(struct sk_connection *self)
 {
     if (!self->is_corked)
         return;
@@ -201,11 +202,23 @@ void sk_connection_uncork(struct sk_connection *self)
     self->is_corked = false;
 }
 
+void sk_connection_send_last(struct sk_connection *self)
+{
+    size_t waiting = sk_connection_waiting(self);
+    if (!self->is_corked)
+        return; /* what waits for it was tried before, and there was no room */
+    uncork(self);
+    if (waiting == 0)
+        return;
+    self->socket->reactor->counters.writes++;
+    (void)!send(self->source.fd, self->out.bytes + self->out_at, waiting, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
 void sk_connections_flush(struct sk_reactor *reactor)
 {
     while (reactor->corked != NULL) {
         struct sk_connection *self = reactor->corked;
-        sk_connection_uncork(self);
+        uncork(self);
         sk_connection_flush(self);
     }
 }
@@ -235,7 +248,7 @@ static bool cork(struct sk_connection *self, const struct iovec *pieces, unsigne
     if (now - reactor->corked_us >= CORK_US_MAX)
         sk_connections_flush(reactor);
     else if (sk_connection_waiting(self) >= CORK_BYTES_MAX) {
-        sk_connection_uncork(self);
+        uncork(self);
         sk_connection_flush(self);
     }
     return true;
@@ -248,8 +261,12 @@ static bool cork_or_write(struct sk_connection *self, struct iovec *pieces, unsi
     if (total <= CORK_MESSAGE_BYTES_MAX && !is_blocked && !self->is_deaf)
         return cork(self, pieces, count, total);
     if (self->is_corked) {
-        sk_connection_uncork(self);
+        uncork(self);
         sk_connection_flush(self);
+    }
+    if (self->state == DEAD) { /* that has found it gone */
+        self->socket->reactor->counters.dropped_gone++;
+        return false;
     }
     return sk_connection_write(self, pieces, count);
 }

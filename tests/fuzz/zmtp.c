@@ -43,6 +43,7 @@ static void turn(int fd, struct sk_buffer *answer)
     do {
         sk_loop_once(&reactor->loop, false);
         sk_connections_look(reactor);
+        sk_connections_flush(reactor);
         sk_ipc_reap(reactor);
         while ((got = recv(fd, bytes, sizeof bytes, MSG_DONTWAIT)) > 0)
             sk_buffer_append(answer, bytes, (size_t)got);
@@ -70,6 +71,7 @@ static void talk(struct sk_buffer *answer, struct sk_span all, unsigned seed)
     for (unsigned i = 0; i < 3; i++) {
         sk_loop_once(&reactor->loop, false);
         sk_connections_look(reactor);
+        sk_connections_flush(reactor);
         sk_ipc_reap(reactor);
     }
     SK_CHECK(reactor->connection_count == 0 && reactor->in_bytes == 0 && reactor->out_bytes == 0);
