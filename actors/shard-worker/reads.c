@@ -238,6 +238,22 @@ static void put_back(struct shard *shard, struct read *read)
     shard->worker->reads_waiting++;
 }
 
+static void drop_index(struct reader *reader, const struct sk_index *index)
+{
+    for (unsigned f = 0; f < SK_VECTOR_FIELDS_MAX; f++)
+        if (reader->index_of[f] == index) {
+            sk_index_reader_destroy(&reader->index_readers[f]);
+            reader->index_of[f] = NULL;
+        }
+}
+
+static void drop_buried(struct reader *reader)
+{
+    for (const struct grave *grave = reader->shard->graves; grave != NULL; grave = grave->next)
+        if (grave->index != NULL)
+            drop_index(reader, grave->index);
+}
+
 void reads_on_done(struct reader *reader)
 {
     struct shard *shard = reader->shard;
@@ -253,6 +269,7 @@ void reads_on_done(struct reader *reader)
             put_back(shard, &reader->reads[i - 1]);
     reader->read_count = 0;
     sk_arena_reset(&reader->arena);
+    drop_buried(reader);
     reader->next = shard->idle;
     shard->idle = reader;
     graves_dig(shard, false);
@@ -297,20 +314,13 @@ void grave_put_chunks(struct shard *shard, struct sk_pending_chunk *chunk)
     }
 }
 
+/* Jobs numbered from now on get no reader of it: idle ones lose theirs here, running ones when they have
+ * ended (or when they search another index of the field). */
 void grave_put_index(struct shard *shard, struct sk_index *index)
 {
-    grave_put(shard, NULL, index);
-}
-
-static void index_bury(struct shard *shard, struct sk_index *index)
-{
     for (struct reader *reader = shard->idle; reader != NULL; reader = reader->next)
-        for (unsigned f = 0; f < SK_VECTOR_FIELDS_MAX; f++)
-            if (reader->index_of[f] == index) {
-                sk_index_reader_destroy(&reader->index_readers[f]);
-                reader->index_of[f] = NULL;
-            }
-    sk_index_destroy(&index);
+        drop_index(reader, index);
+    grave_put(shard, NULL, index);
 }
 
 void graves_dig(struct shard *shard, bool is_all)
@@ -319,17 +329,13 @@ void graves_dig(struct shard *shard, bool is_all)
     struct grave **at = &shard->graves;
     while (*at != NULL) {
         struct grave *grave = *at;
-        /* an index may still be named by readers that run: those numbered later do not search it, but
-         * hold a reader of it, so it waits for a moment with none running */
-        if (!is_all && (grave->after > ended ||
-                        (grave->index != NULL && shard->running_first != NULL))) {
+        if (!is_all && grave->after > ended) {
             at = &grave->next;
             continue;
         }
         *at = grave->next;
         sk_pending_chunk_free(grave->chunk);
-        if (grave->index != NULL)
-            index_bury(shard, grave->index);
+        sk_index_destroy(&grave->index);
         free(grave);
     }
 }

@@ -116,7 +116,10 @@ static enum sk_err index_reader(struct search *self, struct sk_index *index,
     struct reader *reader = self->reader;
     unsigned f = self->field->at;
     if (reader->index_of[f] != index) {
-        SK_CHECK(reader->index_readers[f] == NULL); /* taken away when its index was buried */
+        /* Another index took over after this job was submitted. The one from before is there until the
+         * job has ended: its grave waits for all jobs numbered below. */
+        sk_index_reader_destroy(&reader->index_readers[f]);
+        reader->index_of[f] = NULL;
         enum sk_err rc = sk_index_reader_new(&reader->index_readers[f], index, d);
         if (rc != SK_ERR_OK)
             return rc;

@@ -301,6 +301,48 @@ static void every_kind_of_index_becomes_the_next(void **unused)
     world_free(w);
 }
 
+/* A search that was submitted before the heir took over and runs after that, with what it kept of the
+ * index from before. */
+static void a_search_waits_while_the_heir_takes_over(void **unused)
+{
+    (void)unused;
+    struct sk_schema *schema;
+    struct world *w = filled_world(&schema);
+    for (unsigned turn = 0; turn < 3; turn++) {
+        unsigned rounds = 0;
+        char state[16] = "altering";
+        w->is_holding = true;
+        schema->vectors[0].m = 20 + turn;
+        alter(w, schema);
+        assert_state(w, "altering");
+        for (; strcmp(state, "altering") == 0; rounds++) {
+            struct sk_reply reply = {0};
+            uint64_t requests[2], found[1];
+            const unsigned count = 1 + turn % 2; /* alone, and answered together */
+            w->is_gathering = true;
+            for (unsigned i = 0; i < count; i++) {
+                struct asked asked = search_of(0, rounds % 3000, 1, 1);
+                requests[i] = post(w, &asked);
+            }
+            step(w);
+            assert_int_equal(run_gathered(w), 1);
+            w->is_gathering = false;
+            for (unsigned i = 0; i < count; i++) {
+                assert_true(reply_of(w, requests[i], &reply) && reply.is_ok);
+                assert_int_equal(ids_of(&reply, "hits", found, NULL), 1);
+                assert_int_equal(found[0], rounds % 3000);
+            }
+            state_of(w, 0, state);
+        }
+        assert_true(rounds > 5);
+        release(w);
+        wait_indexed(w, 0);
+        assert_state(w, "ready");
+        check(w);
+    }
+    world_free(w);
+}
+
 /* Both do not fit into the budget: the one before goes, searches are scans until the heir is whole. */
 static void a_budget_holds_for_both_together(void **unused)
 {
@@ -344,6 +386,7 @@ int main(void)
         cmocka_unit_test(altering_again_begins_again),
         cmocka_unit_test(a_profile_changes_in_place),
         cmocka_unit_test(every_kind_of_index_becomes_the_next),
+        cmocka_unit_test(a_search_waits_while_the_heir_takes_over),
         cmocka_unit_test(a_budget_holds_for_both_together),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
