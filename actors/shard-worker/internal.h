@@ -366,15 +366,19 @@ void reader_destroy(struct reader *reader);
 void readers_destroy_idle(struct shard *shard);
 /* Every read job numbered below has ended. */
 uint64_t reads_ended_below(const struct shard *shard);
-void grave_put_chunks(struct shard *shard, struct sk_pending_chunk *chunk);
-void grave_put_index(struct shard *shard, struct sk_index *index);
-void graves_dig(struct shard *shard, bool is_all);
+/* Gives back what the reader keeps of an index that is going. */
+void reader_drop_index(struct reader *reader, const struct sk_index *index);
 /* payload and vector of a record, as the request wants them; as many keys as record_key_count says. */
 void put_record_keys(struct reader *reader, struct sk_buffer *to, uint32_t row,
                      const struct sk_record *record);
 uint32_t record_key_count(const struct reader *reader);
 SK_CHECKED enum sk_err read_filter(struct reader *reader, struct sk_filter **out, struct sk_diag *d);
 SK_CHECKED enum sk_err read_deadline(const struct reader *reader, struct sk_diag *d);
+
+/* graves.c */
+void grave_put_chunks(struct shard *shard, struct sk_pending_chunk *chunk);
+void grave_put_index(struct shard *shard, struct sk_index *index);
+void graves_dig(struct shard *shard, bool is_all);
 
 /* search.c */
 /* What it will about take. */
@@ -415,9 +419,6 @@ void field_reload(struct field *field);
 void field_scan(struct field *field);
 /* The same as after a reload, but it is built again from nothing. */
 void field_rebuild(struct writer *writer, struct field *field, const char *why);
-/* Edges, and rows against the store and the pending buffer. INTERNAL names what does not hold;
- * *checked grows by the rows looked at. Inside a read of writer_reader. */
-SK_CHECKED enum sk_err field_check(struct field *field, uint64_t *checked, struct sk_diag *d);
 void field_set_state(struct field *field, enum field_state state);
 struct sk_index_params field_params(const struct field *field);
 bool field_fetch_row(void *field, uint32_t row, float *out); /* for sk_index_source */
@@ -430,6 +431,11 @@ SK_CHECKED enum sk_err field_link_births(struct writer *writer, struct field *fi
                                          struct sk_index *index, uint64_t *built_lseq,
                                          uint64_t end_us, bool *is_complete, struct sk_diag *d);
 void field_become_ready(struct writer *writer, struct field *field);
+
+/* checking.c */
+/* Edges, and rows against the store and the pending buffer. INTERNAL names what does not hold;
+ * *checked grows by the rows looked at. Inside a read of writer_reader. */
+SK_CHECKED enum sk_err field_check(struct field *field, uint64_t *checked, struct sk_diag *d);
 
 /* altering.c */
 bool field_is_scanned(const struct field *field);

@@ -1,36 +1,7 @@
 /* links: sk_index */
 /* Checkpoints: what was written is read back, on every instruction set; anything else is refused. */
+#include "tests/unit/image_in_memory.h"
 #include "tests/unit/index_world.h"
-
-struct image {
-    uint8_t *bytes;
-    size_t size, capacity, at;
-    size_t fail_at; /* write fails beyond; 0: never */
-};
-
-static bool write_image(void *impl, const void *bytes, size_t size)
-{
-    struct image *image = impl;
-    if (image->fail_at != 0 && image->size + size > image->fail_at)
-        return false;
-    if (image->size + size > image->capacity) {
-        image->capacity = (image->size + size) * 2;
-        image->bytes = realloc(image->bytes, image->capacity);
-    }
-    memcpy(image->bytes + image->size, bytes, size);
-    image->size += size;
-    return true;
-}
-
-static bool read_image(void *impl, void *bytes, size_t size)
-{
-    struct image *image = impl;
-    if (image->size - image->at < size)
-        return false;
-    memcpy(bytes, image->bytes + image->at, size);
-    image->at += size;
-    return true;
-}
 
 static void save(struct world *w, struct image *image)
 {

@@ -1,37 +1,11 @@
 /* links: sk_index */
 /* Kinds with lists on disk: the log of changes played back, images read back on every instruction set, and
  * everything else refused. */
+#include "tests/unit/image_in_memory.h"
 #include "tests/unit/index_world.h"
 
 enum { DIM = 96, ROWS = 1500 };
 static const enum sk_index_kind KINDS[] = {SK_INDEX_IVF_FLAT, SK_INDEX_IVF_PQ, SK_INDEX_HYBRID};
-
-struct image {
-    uint8_t *bytes;
-    size_t size, capacity, at;
-};
-
-static bool write_image(void *impl, const void *bytes, size_t size)
-{
-    struct image *image = impl;
-    if (image->size + size > image->capacity) {
-        image->capacity = (image->size + size) * 2;
-        image->bytes = realloc(image->bytes, image->capacity);
-    }
-    memcpy(image->bytes + image->size, bytes, size);
-    image->size += size;
-    return true;
-}
-
-static bool read_image(void *impl, void *bytes, size_t size)
-{
-    struct image *image = impl;
-    if (image->size - image->at < size)
-        return false;
-    memcpy(bytes, image->bytes + image->at, size);
-    image->at += size;
-    return true;
-}
 
 static void make(struct world *w, enum sk_index_kind kind, uint32_t rows)
 {

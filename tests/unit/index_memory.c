@@ -1,33 +1,7 @@
 /* links: sk_index */
 /* Profile memory: rows without 8-bit codes, and images that become those of another profile. */
+#include "tests/unit/image_in_memory.h"
 #include "tests/unit/index_world.h"
-
-struct image {
-    uint8_t *bytes;
-    size_t size, capacity, at;
-};
-
-static bool write_image(void *impl, const void *bytes, size_t size)
-{
-    struct image *image = impl;
-    if (image->size + size > image->capacity) {
-        image->capacity = (image->size + size) * 2;
-        image->bytes = realloc(image->bytes, image->capacity);
-    }
-    memcpy(image->bytes + image->size, bytes, size);
-    image->size += size;
-    return true;
-}
-
-static bool read_image(void *impl, void *bytes, size_t size)
-{
-    struct image *image = impl;
-    if (image->size - image->at < size)
-        return false;
-    memcpy(bytes, image->bytes + image->at, size);
-    image->at += size;
-    return true;
-}
 
 static void save(struct world *w, struct image *image)
 {
